@@ -1,0 +1,435 @@
+"""Attacks at test time: plain functions ``attack(model, x, …) -> x_adv``.
+
+What all of them keep (``tests/test_attacks.py`` holds them to it):
+
+- ``x`` is a batch of images in [0,1], shape (N, …), and so is the result; ``y`` and ``target`` are integer labels, shape (N,).
+- The model is judged in eval mode and left as found: parameters, ``.grad``, train/eval flags, batch-norm statistics. Gradients are taken with
+  respect to the images only. Random numbers come from ``generator`` (by default a fresh one with seed 0), never from the global state.
+- What happens to one image does not depend on the others in its batch, and a large batch is worked through in chunks.
+- ``on_step(step, x_adv)`` is called after every step (1, 2, …) with a copy of the whole batch.
+
+Bad input is a ``ValueError`` that names the argument, what it got and the cure.
+"""
+
+import warnings
+from collections.abc import Callable
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from course_utils import runtime
+from course_utils.geometry import Norm, check_norm, per_sample, project, steepest
+from course_utils.geometry import norm as size_of
+from course_utils.training import eval_mode, predict
+
+Images = Float[Tensor, "n c h w"]
+Labels = Int[Tensor, "n"]
+OnStep = Callable[[int, Tensor], None]
+Loss = Callable[[Tensor, Tensor], Tensor]  # (logits (N, K), labels (N,)) -> one loss per image (N,)
+
+CHUNK = {"cpu": 512}  # images worked on at once; other devices take more
+CHUNK_ELSEWHERE = 4096
+
+
+# --------------------------------------------------------------------------------------------------------------- losses
+
+
+def cross_entropy(logits: Float[Tensor, "n k"], y: Labels) -> Float[Tensor, "n"]:
+    """−log p_y of every image."""
+    return F.cross_entropy(logits, y, reduction="none")
+
+
+def swapped_bce(logits: Float[Tensor, "n k"], y: Labels) -> Float[Tensor, "n"]:
+    """The loss that Wang's slides really minimise: Keras' binary cross-entropy with prediction and target swapped.
+
+    Keras clips its second argument, here the one-hot target, to [1e-7, 1 − 1e-7]; the logarithms become two constants and what is left is
+    linear in the probabilities: for ten classes 3.206·(1 − p_y), flat wherever p_y is near 0 or 1.
+    """
+    p = logits.softmax(1)
+    clipped = F.one_hot(y, logits.shape[1]).to(torch.float32).clamp(1e-7, 1 - 1e-7).to(p)  # float32, as Keras computes it
+    return -(p * clipped.log() + (1 - p) * (1 - clipped).log()).mean(1)
+
+
+def margin(logits: Float[Tensor, "n k"], y: Labels) -> Float[Tensor, "n"]:
+    """log Σ_{j≠y} exp z_j − z_y: positive once the other classes together outweigh y.
+
+    Cross-entropy is log(1 + exp(margin)), so both have their gradients in the same direction; but the gradient of the margin does not vanish
+    when the model is confident, where float32 turns the softmax into exact zeros and ones. Every attack that uses only the direction climbs the margin.
+    """
+    others = logits.masked_fill(F.one_hot(y, logits.shape[1]).bool(), -torch.inf)
+    return others.logsumexp(1) - logits.gather(1, y[:, None]).squeeze(1)
+
+
+def _fooled(logits: Float[Tensor, "n k"], labels: Labels, sign: int) -> Bool[Tensor, "n"]:
+    """Whether another class than the label leads (sign 1), or the label leads (sign −1), by more than float32 could blur."""
+    own = logits.gather(1, labels[:, None]).squeeze(1)
+    best_other = logits.masked_fill(F.one_hot(labels, logits.shape[1]).bool(), -torch.inf).amax(1)
+    return sign * (best_other - own) > 1e-5 * (1 + logits.abs().amax(1))
+
+
+# --------------------------------------------------------------------------------------------------------------- losses
+
+
+def cross_entropy(logits: Float[Tensor, "n k"], y: Labels) -> Float[Tensor, "n"]:
+    """−log p_y of every image."""
+    return F.cross_entropy(logits, y, reduction="none")
+
+
+def swapped_bce(logits: Float[Tensor, "n k"], y: Labels) -> Float[Tensor, "n"]:
+    """The loss that Wang's slides really minimise: Keras' binary cross-entropy with prediction and target swapped.
+
+    Keras clips its second argument, here the one-hot target, to [1e-7, 1 − 1e-7]; the logarithms become two constants and what is left is
+    linear in the probabilities: for ten classes 3.206·(1 − p_y), flat wherever p_y is near 0 or 1.
+    """
+    p = logits.softmax(1)
+    clipped = F.one_hot(y, logits.shape[1]).to(torch.float32).clamp(1e-7, 1 - 1e-7).to(p)  # float32, as Keras computes it
+    return -(p * clipped.log() + (1 - p) * (1 - clipped).log()).mean(1)
+
+
+def margin(logits: Float[Tensor, "n k"], y: Labels) -> Float[Tensor, "n"]:
+    """log Σ_{j≠y} exp z_j − z_y: positive once the other classes together outweigh y.
+
+    Cross-entropy is log(1 + exp(margin)), so both have their gradients in the same direction; but the gradient of the margin does not vanish
+    when the model is confident, where float32 turns the softmax into exact zeros and ones. Every attack that uses only the direction climbs the margin.
+    """
+    others = logits.masked_fill(F.one_hot(y, logits.shape[1]).bool(), -torch.inf)
+    return others.logsumexp(1) - logits.gather(1, y[:, None]).squeeze(1)
+
+
+def fooled(logits: Float[Tensor, "n k"], y: Tensor | None, target: Tensor | None = None) -> Tensor:
+    """Whether each image is classified as ``target`` (or, without one, as anything but ``y``), by more than float32 could blur, shape (N,)."""
+    wanted = y if target is None else target
+    own = logits.gather(1, wanted[:, None]).squeeze(1)
+    best_other = logits.masked_fill(F.one_hot(wanted, logits.shape[1]).bool(), -torch.inf).amax(1)
+    lead = best_other - own if target is None else own - best_other
+    return lead > 1e-5 * (1 + logits.abs().amax(1))
+
+
+# --------------------------------------------------------------------------------------------------- what attacks share
+
+
+def _check(model: nn.Module, x: Tensor, labels: Tensor, name: str, steps: int = 0, **sizes: float | Tensor) -> None:
+    """Refuses bad input by name, value and cure; warns of a model that seems to give probabilities."""
+    if not isinstance(x, Tensor) or x.dim() < 2 or not x.is_floating_point():
+        got = f"{x.dtype}, shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+        raise ValueError(f"x is {got}; give a batch of float images, shape (N, C, H, W); one image is x[None].")
+    if len(x) and not (x.min() >= 0 and x.max() <= 1):  # written so that NaN fails too
+        raise ValueError(f"x reaches from {x.min():.4g} to {x.max():.4g}; scale images to [0,1] (a normalisation belongs inside the model).")
+    if not isinstance(labels, Tensor) or labels.shape != x.shape[:1] or labels.is_floating_point() or labels.dtype == torch.bool:
+        got = f"{labels.dtype}, shape {tuple(labels.shape)}" if isinstance(labels, Tensor) else repr(labels)
+        raise ValueError(f"{name} is {got}; give one integer label per image, a tensor of shape ({len(x)},).")
+    if labels.device != x.device:
+        raise ValueError(f"{name} is on {labels.device} and x on {x.device}; move one of them.")
+    if int(steps) != steps or steps < 0:
+        raise ValueError(f"steps is {steps!r}; give 0, 1, 2, …")
+    for argument, value in sizes.items():
+        value = torch.as_tensor(value)
+        if not (torch.isfinite(value).all() and (value >= 0).all()) or value.dim() > 1 or (value.dim() and len(value) != len(x)):
+            raise ValueError(f"{argument} is {value.tolist()}; give a finite number of 0 or more (eps may hold one per image).")
+    if not len(x):
+        return
+    logits = predict(model, x[:8])
+    if logits.dim() != 2 or logits.shape[1] < 2:
+        raise ValueError(f"model gives shape {tuple(logits.shape)} for {len(x[:8])} images; it must give logits of two or more classes, (N, K).")
+    if labels.min() < 0 or labels.max() >= logits.shape[1]:
+        raise ValueError(f"{name} reaches from {labels.min()} to {labels.max()}; the model knows classes 0 to {logits.shape[1] - 1}.")
+    if (logits >= 0).all() and torch.allclose(logits.sum(1), torch.ones_like(logits[:, 0]), atol=1e-4):
+        warnings.warn(
+            "The model's outputs are positive and sum to 1: they look like probabilities. Attacks need logits, the values before softmax; "
+            "with probabilities gradients vanish and the model looks more robust than it is. Leave out the last softmax.",
+            stacklevel=3,
+        )
+
+
+def _gradient(value: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradient of ``value(x)`` (one number per image) with respect to ``x`` alone, and the values.
+
+    The numbers are summed, not averaged: each image gets the gradient of its own value, whatever the batch.
+    """
+    x = x.detach().requires_grad_()
+    values = value(x)
+    return torch.autograd.grad(values.sum(), x)[0], values.detach()
+
+
+def _direction(value: Callable[[Tensor], Tensor], x: Tensor, p: Norm) -> Tensor:
+    """The steepest direction in which ``value(x)`` grows. In L1, where a step is one pixel, a pixel at the end of [0,1] passes its turn."""
+    g, _ = _gradient(value, x)
+    if p == 1:
+        g = g.masked_fill((x >= 1) & (g > 0) | (x <= 0) & (g < 0), 0)
+    return steepest(g, p)
+
+
+def _goal(y: Tensor | None, target: Tensor | None) -> tuple[Tensor | None, int, str]:
+    """Up (1) the loss of ``y``, or down (−1) the loss of ``target``: the labels, the sign, and the argument's name."""
+    return (y, 1, "y") if target is None else (target, -1, "target")
+
+
+def _chunks(rows: Tensor) -> tuple[Tensor, ...]:
+    return rows.split(CHUNK.get(rows.device.type, CHUNK_ELSEWHERE))
+
+
+def _rows(x: Tensor) -> Tensor:
+    return torch.arange(len(x), device=x.device)
+
+
+def _walk(
+    model: nn.Module,
+    x_adv: Tensor,
+    steps: int,
+    move: Callable[[int, Tensor, Tensor], Tensor],
+    on_step: OnStep | None = None,
+    finished: Callable[[Tensor], Tensor] | None = None,
+) -> Tensor:
+    """The loop of every attack: ``steps`` times, ``move(step, rows, x_adv[rows])`` gives the next images of a chunk; in place.
+
+    All chunks take a step before any takes the next, so that ``on_step`` sees the whole batch while no more than the batch and one chunk's
+    work is held. With ``finished(rows) -> mask``, images that are done take no further step.
+    """
+    rows = _rows(x_adv)
+    with eval_mode(model):
+        for step in range(1, steps + 1):
+            if finished is not None:
+                rows = rows[~finished(rows)]
+            for chunk in _chunks(rows):
+                x_adv[chunk] = move(step, chunk, x_adv[chunk])
+            if on_step is not None:
+                on_step(step, x_adv.clone())
+    return x_adv
+
+
+def succeeded(model: nn.Module, x_adv: Images, y: Labels | None = None, target: Labels | None = None) -> Bool[Tensor, "n"]:
+    """Whether each image is classified as ``target`` or, without one, as anything but ``y``; in eval mode.
+
+    The lead must exceed what rounding in float32 could change, so that the verdict stands in any batch and in float64.
+    """
+    labels, sign, _ = _goal(y, target)
+    return _fooled(predict(model, x_adv), labels, sign)
+
+
+# -------------------------------------------------------------------------------------------------------------- attacks
+
+
+def roughness(x: Images) -> Float[Tensor, "n"]:
+    """Sum of the squared differences between neighbouring pixels of each image; small for smooth images."""
+    return x.diff(dim=-1).square().flatten(1).sum(1) + x.diff(dim=-2).square().flatten(1).sum(1)
+
+
+def fake_image(
+    model: nn.Module,
+    x: Images,
+    target: Labels,
+    *,
+    steps: int = 10,
+    step_size: float = 0.5,
+    loss: Loss = swapped_bce,
+    box: bool = False,
+    smoothness: float = 0.0,
+    on_step: OnStep | None = None,
+) -> Images:
+    """Plain gradient descent on the image until the model sees ``target``; ``x`` is where it starts, usually noise.
+
+    As on Wang's slides ("Generate Fake Image"): 10 steps of 0.5 on the slides' loss, and nothing keeps the pixels in [0,1]. ``box=True`` clips
+    them after each step; ``smoothness`` is the weight of ``roughness`` in the loss.
+    """
+    _check(model, x, target, "target", steps, step_size=step_size, smoothness=smoothness)
+
+    def move(step: int, rows: Tensor, now: Tensor) -> Tensor:
+        gradient, _ = _gradient(lambda v: loss(model(v), target[rows]) + smoothness * roughness(v), now)
+        moved = now - step_size * gradient
+        return moved.clamp(0, 1) if box else moved
+
+    return _walk(model, x.clone(), steps, move, on_step)
+
+
+def untargeted(
+    model: nn.Module,
+    x: Images,
+    y: Labels,
+    *,
+    steps: int = 20,
+    step_size: float = 0.05,
+    early_stop: bool = False,
+    on_step: OnStep | None = None,
+) -> Images:
+    """Ascent on the loss of the true label, each gradient divided by its largest entry, clipped to [0,1].
+
+    From Wang's slides ("Untargeted Attack"): 20 steps of 0.05, so a pixel moves by at most 1. The slides' code always takes all steps, their
+    formula stops an image when it is misclassified: ``early_stop=True``. Dividing by the largest entry makes all losses that grow with
+    cross-entropy one and the same attack; here it climbs ``margin``.
+    """
+    _check(model, x, y, "y", steps, step_size=step_size)
+
+    def move(step: int, rows: Tensor, now: Tensor) -> Tensor:
+        gradient, _ = _gradient(lambda v: margin(model(v), y[rows]), now)
+        largest = size_of(gradient, "inf")
+        scaled = gradient / per_sample(torch.where(largest > 0, largest, 1), gradient)
+        return (now + step_size * scaled).clamp(0, 1)
+
+    x_adv = x.clone()
+    finished = (lambda rows: succeeded(model, x_adv[rows], y[rows])) if early_stop else None
+    return _walk(model, x_adv, steps, move, on_step, finished)
+
+
+DISTANCES = {
+    "l1": lambda delta: delta.abs().flatten(1).mean(1),
+    "l2": lambda delta: delta.square().flatten(1).mean(1),
+}
+
+
+def targeted(
+    model: nn.Module,
+    x: Images,
+    target: Labels,
+    *,
+    lam: float = 30.0,
+    distance: str = "l1",
+    steps: int = 100,
+    step_size: float = 0.05,
+    loss: Loss = cross_entropy,
+    start: Images | None = None,
+    on_step: OnStep | None = None,
+) -> Images:
+    """Minimises loss(target) + ``lam`` · distance(x_adv, x) by Adam, clipped to [0,1]; returns each image's best iterate, the start included.
+
+    From Wang's slides ("Targeted Attack"), which use λ = 30 and the mean absolute difference (``"l1"``) or, commented out, the mean square
+    (``"l2"``). They name no optimiser; Adam with these defaults reaches all ten targets. ``start`` is where the search begins (default: ``x``).
+    """
+    _check(model, x, target, "target", steps, lam=lam, step_size=step_size)
+    if distance not in DISTANCES:
+        raise ValueError(f"distance is {distance!r}; use one of {', '.join(map(repr, DISTANCES))}.")
+    if start is None:
+        start = x
+    elif start.shape != x.shape:
+        raise ValueError(f"start has shape {tuple(start.shape)} and x {tuple(x.shape)}; give one start per image.")
+    best, lowest = start.clone(), torch.full_like(x.flatten(1)[:, 0], torch.inf)
+    mean, square = torch.zeros_like(x), torch.zeros_like(x)
+
+    def judge(rows: Tensor, now: Tensor) -> Tensor:
+        """Keeps the images that are better than any before and returns the gradient of the objective."""
+        objective = lambda v: loss(model(v), target[rows]) + lam * DISTANCES[distance](v - x[rows])  # noqa: E731
+        gradient, value = _gradient(objective, now)
+        better = value < lowest[rows]
+        lowest[rows[better]], best[rows[better]] = value[better], now[better]
+        return gradient
+
+    def move(step: int, rows: Tensor, now: Tensor) -> Tensor:
+        gradient = judge(rows, now)
+        mean[rows] = mean[rows].lerp(gradient, 0.1)  # Adam, with its usual constants
+        square[rows] = square[rows].lerp(gradient.square(), 0.001)
+        stride = (mean[rows] / (1 - 0.9**step)) / ((square[rows] / (1 - 0.999**step)).sqrt() + 1e-8)
+        return (now - step_size * stride).clamp(0, 1)
+
+    x_adv = _walk(model, start.clone(), steps, move, on_step)
+    with eval_mode(model):
+        for rows in _chunks(_rows(x)) if steps else ():
+            judge(rows, x_adv[rows])
+    return best
+
+
+def fgsm(
+    model: nn.Module, x: Images, y: Labels | None = None, *, eps: float | Tensor, norm: Norm = "inf", target: Labels | None = None
+) -> Images:
+    """One full step in the steepest direction: x + ε · steepest(∇ loss), clipped to [0,1].
+
+    Goodfellow, Shlens and Szegedy, "Explaining and Harnessing Adversarial Examples", section 4, for L∞; ``norm`` 2 and 1 follow from the same
+    formula. Up the loss of ``y``, or down the loss of ``target`` when one is given (``y`` is then not needed).
+    """
+    labels, sign, name = _goal(y, target)
+    _check(model, x, labels, name, eps=eps)
+    p, radius = check_norm(norm), torch.as_tensor(eps).to(x).expand(len(x))
+
+    def move(step: int, rows: Tensor, now: Tensor) -> Tensor:
+        direction = _direction(lambda v: sign * margin(model(v), labels[rows]), now, p)
+        return (now + per_sample(radius[rows], now) * direction).clamp(0, 1)
+
+    return _walk(model, x.clone(), 1, move)
+
+
+def pgd(
+    model: nn.Module,
+    x: Images,
+    y: Labels | None = None,
+    *,
+    eps: float | Tensor,
+    norm: Norm = "inf",
+    steps: int = 40,
+    step_size: float | Tensor | None = None,
+    random_start: bool = False,
+    restarts: int = 1,
+    target: Labels | None = None,
+    early_stop: bool = False,
+    generator: torch.Generator | None = None,
+    on_step: OnStep | None = None,
+) -> Images:
+    """Projected gradient ascent in the ball ‖x_adv − x‖ ≤ ``eps`` (a number, or one per image): steepest step, project, clip, repeat.
+
+    Madry et al., "Towards Deep Learning Models Resistant to Adversarial Attacks", section 2.1. ``step_size`` is by default 2.5·eps/steps.
+    The first run starts at ``x``, or at a random point with ``random_start=True``; the other ``restarts`` always start at random, and each
+    image keeps its best run: success first, then the larger margin. With ``early_stop=True`` an image rests once it is misclassified (or
+    classified as ``target``). Steps are counted on through the restarts.
+    """
+    labels, sign, name = _goal(y, target)
+    if step_size is None:
+        step_size = 2.5 * torch.as_tensor(eps) / max(steps, 1)
+    _check(model, x, labels, name, steps, eps=eps, step_size=step_size)
+    if int(restarts) != restarts or restarts < 1:
+        raise ValueError(f"restarts is {restarts!r}; give 1, 2, …")
+    p = check_norm(norm)
+    radius, stride = (torch.as_tensor(v).to(x).expand(len(x)) for v in (eps, step_size))
+    seed = int(torch.randint(2**31, (1,), generator=generator or runtime.generator(0)))
+
+    def move(step: int, rows: Tensor, now: Tensor) -> Tensor:
+        direction = _direction(lambda v: sign * margin(model(v), labels[rows]), now, p)
+        delta = now + per_sample(stride[rows], now) * direction - x[rows]
+        return (x[rows] + project(delta, radius[rows], p)).clamp(0, 1)
+
+    best = won = height = None
+    for restart in range(restarts if steps else 1):
+        x_adv = x.clone()
+        if steps and (random_start or restart):
+            for rows in _chunks(_rows(x)):
+                noise = project(_noise(x[rows], rows, radius[rows], seed, restart), radius[rows], p)
+                x_adv[rows] = (x[rows] + noise).clamp(0, 1)
+        watch = on_step and (lambda step, now, done=restart * steps: on_step(done + step, now))
+        finished = (lambda rows, now=x_adv: _fooled(predict(model, now[rows]), labels[rows], sign)) if early_stop else None
+        _walk(model, x_adv, steps, move, watch, finished)
+        if restarts == 1:
+            return x_adv
+        logits = predict(model, x_adv)
+        new_won, new_height = _fooled(logits, labels, sign), sign * margin(logits, labels)
+        if best is None:
+            best, won, height = x_adv, new_won, new_height
+        else:
+            better = torch.where(new_won == won, new_height > height, new_won)
+            best[better], won[better], height[better] = x_adv[better], new_won[better], new_height[better]
+    return best
+
+
+def _noise(x: Tensor, rows: Tensor, radius: Tensor, seed: int, restart: int) -> Tensor:
+    """Uniform in [−radius, radius]. Image i draws from a stream of its own, so that its start depends on nothing but seed, restart and i."""
+    streams = (np.random.default_rng((seed, restart, row)) for row in rows.tolist())
+    noise = np.stack([stream.random(x.shape[1:], dtype=np.float32) for stream in streams])
+    return per_sample(radius, x) * (2 * torch.from_numpy(noise).to(x) - 1)
+
+
+def minimal_eps(
+    model: nn.Module, x: Images, y: Labels, *, largest: float, norm: Norm = "inf", rounds: int = 10, **settings
+) -> Float[Tensor, "n"]:
+    """The smallest ε at which ``pgd`` fools the model on each image, by bisection of [0, largest] in ``rounds`` halvings.
+
+    An upper bound of the true minimal perturbation, never below it: 0 for an image that is misclassified as it is, ``inf`` for one that
+    withstands ``largest``. ``settings`` go to ``pgd``.
+    """
+    lower = torch.zeros(len(x), dtype=x.dtype, device=x.device)
+    upper = torch.full_like(lower, largest)
+    withstood = ~succeeded(model, pgd(model, x, y, eps=upper, norm=norm, **settings), y)
+    for _ in range(rounds):
+        middle = (lower + upper) / 2
+        wrong = succeeded(model, pgd(model, x, y, eps=middle, norm=norm, **settings), y)
+        upper, lower = torch.where(wrong, middle, upper), torch.where(wrong, lower, middle)
+    upper[withstood] = torch.inf
+    upper[succeeded(model, x, y)] = 0
+    return upper
