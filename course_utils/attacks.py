@@ -3,8 +3,8 @@
 What all of them keep (``tests/test_attacks.py`` holds them to it):
 
 - ``x`` is a batch of images in [0,1], shape (N, …), and so is the result; ``y`` and ``target`` are integer labels, shape (N,).
-- The model is judged in eval mode and left as found: parameters, ``.grad``, train/eval flags, batch-norm statistics. Gradients are taken with
-  respect to the images only. Random numbers come from ``generator`` (by default a fresh one with seed 0), never from the global state.
+- The model is judged in eval mode and left as found: parameters, ``.grad``, train/eval flags, batch-norm statistics. Gradients are taken
+  with respect to the images only. Random numbers come from ``generator`` (by default a fresh one with seed 0), never from the global state.
 - What happens to one image does not depend on the others in its batch, and a large batch is worked through in chunks.
 - ``on_step(step, x_adv)`` is called after every step (1, 2, …) with a copy of the whole batch.
 
@@ -13,6 +13,7 @@ Bad input is a ``ValueError`` that names the argument, what it got and the cure.
 
 import warnings
 from collections.abc import Callable
+from numbers import Integral
 
 import numpy as np
 import torch
@@ -56,8 +57,9 @@ def swapped_bce(logits: Float[Tensor, "n k"], y: Labels) -> Float[Tensor, "n"]:
 def margin(logits: Float[Tensor, "n k"], y: Labels) -> Float[Tensor, "n"]:
     """log Σ_{j≠y} exp z_j − z_y: positive once the other classes together outweigh y.
 
-    Cross-entropy is log(1 + exp(margin)), so both have their gradients in the same direction; but the gradient of the margin does not vanish
-    when the model is confident, where float32 turns the softmax into exact zeros and ones. Every attack that uses only the direction climbs the margin.
+    Cross-entropy is log(1 + exp(margin)), so both have their gradients in the same direction; but the gradient of the margin does not
+    vanish when the model is confident, where float32 turns the softmax into exact zeros and ones. Every attack that uses only the direction
+    climbs the margin.
     """
     others = logits.masked_fill(F.one_hot(y, logits.shape[1]).bool(), -torch.inf)
     return others.logsumexp(1) - logits.gather(1, y[:, None]).squeeze(1)
@@ -70,70 +72,43 @@ def _fooled(logits: Float[Tensor, "n k"], labels: Labels, sign: int) -> Bool[Ten
     return sign * (best_other - own) > 1e-5 * (1 + logits.abs().amax(1))
 
 
-# --------------------------------------------------------------------------------------------------------------- losses
-
-
-def cross_entropy(logits: Float[Tensor, "n k"], y: Labels) -> Float[Tensor, "n"]:
-    """−log p_y of every image."""
-    return F.cross_entropy(logits, y, reduction="none")
-
-
-def swapped_bce(logits: Float[Tensor, "n k"], y: Labels) -> Float[Tensor, "n"]:
-    """The loss that Wang's slides really minimise: Keras' binary cross-entropy with prediction and target swapped.
-
-    Keras clips its second argument, here the one-hot target, to [1e-7, 1 − 1e-7]; the logarithms become two constants and what is left is
-    linear in the probabilities: for ten classes 3.206·(1 − p_y), flat wherever p_y is near 0 or 1.
-    """
-    p = logits.softmax(1)
-    clipped = F.one_hot(y, logits.shape[1]).to(torch.float32).clamp(1e-7, 1 - 1e-7).to(p)  # float32, as Keras computes it
-    return -(p * clipped.log() + (1 - p) * (1 - clipped).log()).mean(1)
-
-
-def margin(logits: Float[Tensor, "n k"], y: Labels) -> Float[Tensor, "n"]:
-    """log Σ_{j≠y} exp z_j − z_y: positive once the other classes together outweigh y.
-
-    Cross-entropy is log(1 + exp(margin)), so both have their gradients in the same direction; but the gradient of the margin does not vanish
-    when the model is confident, where float32 turns the softmax into exact zeros and ones. Every attack that uses only the direction climbs the margin.
-    """
-    others = logits.masked_fill(F.one_hot(y, logits.shape[1]).bool(), -torch.inf)
-    return others.logsumexp(1) - logits.gather(1, y[:, None]).squeeze(1)
-
-
-def fooled(logits: Float[Tensor, "n k"], y: Tensor | None, target: Tensor | None = None) -> Tensor:
-    """Whether each image is classified as ``target`` (or, without one, as anything but ``y``), by more than float32 could blur, shape (N,)."""
-    wanted = y if target is None else target
-    own = logits.gather(1, wanted[:, None]).squeeze(1)
-    best_other = logits.masked_fill(F.one_hot(wanted, logits.shape[1]).bool(), -torch.inf).amax(1)
-    lead = best_other - own if target is None else own - best_other
-    return lead > 1e-5 * (1 + logits.abs().amax(1))
-
-
 # --------------------------------------------------------------------------------------------------- what attacks share
 
 
-def _check(model: nn.Module, x: Tensor, labels: Tensor, name: str, steps: int = 0, **sizes: float | Tensor) -> None:
-    """Refuses bad input by name, value and cure; warns of a model that seems to give probabilities."""
-    if not isinstance(x, Tensor) or x.dim() < 2 or not x.is_floating_point():
+def _check_images(name: str, x: Tensor) -> None:
+    if not isinstance(x, Tensor) or x.dim() not in (2, 4) or not x.is_floating_point():
         got = f"{x.dtype}, shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
-        raise ValueError(f"x is {got}; give a batch of float images, shape (N, C, H, W); one image is x[None].")
+        raise ValueError(f"{name} is {got}; give a batch of float images, shape (N, C, H, W); one image is x[None].")
     if len(x) and not (x.min() >= 0 and x.max() <= 1):  # written so that NaN fails too
-        raise ValueError(f"x reaches from {x.min():.4g} to {x.max():.4g}; scale images to [0,1] (a normalisation belongs inside the model).")
-    if not isinstance(labels, Tensor) or labels.shape != x.shape[:1] or labels.is_floating_point() or labels.dtype == torch.bool:
+        found = f"{name} reaches from {x.min():.4g} to {x.max():.4g}"
+        raise ValueError(f"{found}; scale images to [0,1] (a normalisation belongs inside the model).")
+
+
+def _check_count(name: str, value: int, least: int) -> None:
+    if not isinstance(value, Integral) or value < least:
+        raise ValueError(f"{name} is {value!r}; give a whole number, {least} or more.")
+
+
+def _check(model: nn.Module, x: Tensor, labels: Tensor, name: str, steps: int = 0, **sizes: float | Tensor) -> Tensor:
+    """Refuses bad input by name, value and cure; warns of a model that seems to give probabilities. Returns ``x`` without its graph."""
+    _check_images("x", x)
+    if not isinstance(labels, Tensor) or labels.shape != x.shape[:1] or labels.dtype != torch.int64:
         got = f"{labels.dtype}, shape {tuple(labels.shape)}" if isinstance(labels, Tensor) else repr(labels)
-        raise ValueError(f"{name} is {got}; give one integer label per image, a tensor of shape ({len(x)},).")
+        raise ValueError(f"{name} is {got}; give one integer label per image, a tensor of shape ({len(x)},), int64 as by .long().")
     if labels.device != x.device:
         raise ValueError(f"{name} is on {labels.device} and x on {x.device}; move one of them.")
-    if int(steps) != steps or steps < 0:
-        raise ValueError(f"steps is {steps!r}; give 0, 1, 2, …")
+    _check_count("steps", steps, 0)
     for argument, value in sizes.items():
         value = torch.as_tensor(value)
         if not (torch.isfinite(value).all() and (value >= 0).all()) or value.dim() > 1 or (value.dim() and len(value) != len(x)):
             raise ValueError(f"{argument} is {value.tolist()}; give a finite number of 0 or more (eps may hold one per image).")
     if not len(x):
-        return
+        return x.detach()
     logits = predict(model, x[:8])
     if logits.dim() != 2 or logits.shape[1] < 2:
-        raise ValueError(f"model gives shape {tuple(logits.shape)} for {len(x[:8])} images; it must give logits of two or more classes, (N, K).")
+        raise ValueError(
+            f"model gives shape {tuple(logits.shape)} for {len(x[:8])} images; it must give logits of two or more classes, (N, K)."
+        )
     if labels.min() < 0 or labels.max() >= logits.shape[1]:
         raise ValueError(f"{name} reaches from {labels.min()} to {labels.max()}; the model knows classes 0 to {logits.shape[1] - 1}.")
     if (logits >= 0).all() and torch.allclose(logits.sum(1), torch.ones_like(logits[:, 0]), atol=1e-4):
@@ -142,6 +117,7 @@ def _check(model: nn.Module, x: Tensor, labels: Tensor, name: str, steps: int = 
             "with probabilities gradients vanish and the model looks more robust than it is. Leave out the last softmax.",
             stacklevel=3,
         )
+    return x.detach()
 
 
 def _gradient(value: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
@@ -149,9 +125,10 @@ def _gradient(value: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Ten
 
     The numbers are summed, not averaged: each image gets the gradient of its own value, whatever the batch.
     """
-    x = x.detach().requires_grad_()
-    values = value(x)
-    return torch.autograd.grad(values.sum(), x)[0], values.detach()
+    with torch.enable_grad():  # the caller may have switched gradients off
+        x = x.detach().requires_grad_()
+        values = value(x)
+        return torch.autograd.grad(values.sum(), x)[0], values.detach()
 
 
 def _direction(value: Callable[[Tensor], Tensor], x: Tensor, p: Norm) -> Tensor:
@@ -164,11 +141,18 @@ def _direction(value: Callable[[Tensor], Tensor], x: Tensor, p: Norm) -> Tensor:
 
 def _goal(y: Tensor | None, target: Tensor | None) -> tuple[Tensor | None, int, str]:
     """Up (1) the loss of ``y``, or down (−1) the loss of ``target``: the labels, the sign, and the argument's name."""
+    if y is None and target is None:
+        raise ValueError("y and target are both missing; give y to leave a class, or target to reach one.")
     return (y, 1, "y") if target is None else (target, -1, "target")
 
 
+def _one_each(value: float | Tensor, x: Tensor) -> Tensor:
+    """``value`` for every image, shape (N,), in the precision of the images."""
+    return torch.as_tensor(value, dtype=x.dtype, device=x.device).expand(len(x))
+
+
 def _chunks(rows: Tensor) -> tuple[Tensor, ...]:
-    return rows.split(CHUNK.get(rows.device.type, CHUNK_ELSEWHERE))
+    return rows.split(CHUNK.get(rows.device.type, CHUNK_ELSEWHERE)) if len(rows) else ()
 
 
 def _rows(x: Tensor) -> Tensor:
@@ -191,7 +175,7 @@ def _walk(
     rows = _rows(x_adv)
     with eval_mode(model):
         for step in range(1, steps + 1):
-            if finished is not None:
+            if finished is not None and len(rows):
                 rows = rows[~finished(rows)]
             for chunk in _chunks(rows):
                 x_adv[chunk] = move(step, chunk, x_adv[chunk])
@@ -231,10 +215,10 @@ def fake_image(
 ) -> Images:
     """Plain gradient descent on the image until the model sees ``target``; ``x`` is where it starts, usually noise.
 
-    As on Wang's slides ("Generate Fake Image"): 10 steps of 0.5 on the slides' loss, and nothing keeps the pixels in [0,1]. ``box=True`` clips
-    them after each step; ``smoothness`` is the weight of ``roughness`` in the loss.
+    As on Wang's slides ("Generate Fake Image"): 10 steps of 0.5 on the slides' loss, and nothing keeps the pixels in [0,1]. ``box=True``
+    clips them after each step; ``smoothness`` is the weight of ``roughness`` in the loss.
     """
-    _check(model, x, target, "target", steps, step_size=step_size, smoothness=smoothness)
+    x = _check(model, x, target, "target", steps, step_size=step_size, smoothness=smoothness)
 
     def move(step: int, rows: Tensor, now: Tensor) -> Tensor:
         gradient, _ = _gradient(lambda v: loss(model(v), target[rows]) + smoothness * roughness(v), now)
@@ -256,11 +240,11 @@ def untargeted(
 ) -> Images:
     """Ascent on the loss of the true label, each gradient divided by its largest entry, clipped to [0,1].
 
-    From Wang's slides ("Untargeted Attack"): 20 steps of 0.05, so a pixel moves by at most 1. The slides' code always takes all steps, their
-    formula stops an image when it is misclassified: ``early_stop=True``. Dividing by the largest entry makes all losses that grow with
-    cross-entropy one and the same attack; here it climbs ``margin``.
+    From Wang's slides ("Untargeted Attack"): 20 steps of 0.05, so a pixel moves by at most 1. The slides' code always takes all steps,
+    their formula stops an image when it is misclassified: ``early_stop=True``. Dividing by the largest entry makes all losses that grow
+    with cross-entropy one and the same attack; here it climbs ``margin``.
     """
-    _check(model, x, y, "y", steps, step_size=step_size)
+    x = _check(model, x, y, "y", steps, step_size=step_size)
 
     def move(step: int, rows: Tensor, now: Tensor) -> Tensor:
         gradient, _ = _gradient(lambda v: margin(model(v), y[rows]), now)
@@ -292,18 +276,21 @@ def targeted(
     start: Images | None = None,
     on_step: OnStep | None = None,
 ) -> Images:
-    """Minimises loss(target) + ``lam`` · distance(x_adv, x) by Adam, clipped to [0,1]; returns each image's best iterate, the start included.
+    """Minimises loss(target) + ``lam`` · distance(x_adv, x) by Adam, clipped to [0,1]; gives each image's best iterate, the start included.
 
     From Wang's slides ("Targeted Attack"), which use λ = 30 and the mean absolute difference (``"l1"``) or, commented out, the mean square
-    (``"l2"``). They name no optimiser; Adam with these defaults reaches all ten targets. ``start`` is where the search begins (default: ``x``).
+    (``"l2"``). They name no optimiser; Adam with these defaults reaches all ten targets. ``start`` is where it begins (default: ``x``).
     """
-    _check(model, x, target, "target", steps, lam=lam, step_size=step_size)
+    x = _check(model, x, target, "target", steps, lam=lam, step_size=step_size)
     if distance not in DISTANCES:
         raise ValueError(f"distance is {distance!r}; use one of {', '.join(map(repr, DISTANCES))}.")
     if start is None:
         start = x
-    elif start.shape != x.shape:
-        raise ValueError(f"start has shape {tuple(start.shape)} and x {tuple(x.shape)}; give one start per image.")
+    _check_images("start", start)
+    if (start.shape, start.dtype, start.device) != (x.shape, x.dtype, x.device):
+        found = f"start is {start.dtype}, shape {tuple(start.shape)}, on {start.device}"
+        raise ValueError(f"{found}; give one start per image, like x: {x.dtype}, shape {tuple(x.shape)}, on {x.device}.")
+    start = start.detach()
     best, lowest = start.clone(), torch.full_like(x.flatten(1)[:, 0], torch.inf)
     mean, square = torch.zeros_like(x), torch.zeros_like(x)
 
@@ -334,12 +321,12 @@ def fgsm(
 ) -> Images:
     """One full step in the steepest direction: x + ε · steepest(∇ loss), clipped to [0,1].
 
-    Goodfellow, Shlens and Szegedy, "Explaining and Harnessing Adversarial Examples", section 4, for L∞; ``norm`` 2 and 1 follow from the same
-    formula. Up the loss of ``y``, or down the loss of ``target`` when one is given (``y`` is then not needed).
+    Goodfellow, Shlens and Szegedy, "Explaining and Harnessing Adversarial Examples", section 4, for L∞; ``norm`` 2 and 1 follow from the
+    same formula. Up the loss of ``y``, or down the loss of ``target`` when one is given (``y`` is then not needed).
     """
     labels, sign, name = _goal(y, target)
-    _check(model, x, labels, name, eps=eps)
-    p, radius = check_norm(norm), torch.as_tensor(eps).to(x).expand(len(x))
+    x = _check(model, x, labels, name, eps=eps)
+    p, radius = check_norm(norm), _one_each(eps, x)
 
     def move(step: int, rows: Tensor, now: Tensor) -> Tensor:
         direction = _direction(lambda v: sign * margin(model(v), labels[rows]), now, p)
@@ -372,14 +359,12 @@ def pgd(
     classified as ``target``). Steps are counted on through the restarts.
     """
     labels, sign, name = _goal(y, target)
-    if step_size is None:
-        step_size = 2.5 * torch.as_tensor(eps) / max(steps, 1)
-    _check(model, x, labels, name, steps, eps=eps, step_size=step_size)
-    if int(restarts) != restarts or restarts < 1:
-        raise ValueError(f"restarts is {restarts!r}; give 1, 2, …")
-    p = check_norm(norm)
-    radius, stride = (torch.as_tensor(v).to(x).expand(len(x)) for v in (eps, step_size))
-    seed = int(torch.randint(2**31, (1,), generator=generator or runtime.generator(0)))
+    x = _check(model, x, labels, name, steps, eps=eps, step_size=0 if step_size is None else step_size)
+    _check_count("restarts", restarts, 1)
+    p, radius = check_norm(norm), _one_each(eps, x)
+    stride = 2.5 * radius / max(steps, 1) if step_size is None else _one_each(step_size, x)
+    generator = generator or runtime.generator(0)
+    seed = int(torch.randint(2**31, (1,), generator=generator, device=generator.device))
 
     def move(step: int, rows: Tensor, now: Tensor) -> Tensor:
         direction = _direction(lambda v: sign * margin(model(v), labels[rows]), now, p)
@@ -409,7 +394,7 @@ def pgd(
 
 
 def _noise(x: Tensor, rows: Tensor, radius: Tensor, seed: int, restart: int) -> Tensor:
-    """Uniform in [−radius, radius]. Image i draws from a stream of its own, so that its start depends on nothing but seed, restart and i."""
+    """Uniform in [−radius, radius]. Image i draws from a stream of its own, so that its start depends on seed, restart and i alone."""
     streams = (np.random.default_rng((seed, restart, row)) for row in rows.tolist())
     noise = np.stack([stream.random(x.shape[1:], dtype=np.float32) for stream in streams])
     return per_sample(radius, x) * (2 * torch.from_numpy(noise).to(x) - 1)

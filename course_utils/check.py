@@ -5,10 +5,12 @@ raises into the notebook. ● is right, ○ is not there yet. The solution of a 
 not count as the student's progress.
 """
 
+import copy
 import datetime
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -32,7 +34,10 @@ class Exercise:
     test: Callable[[Callable], None]
 
     def __call__(self, fn: Callable) -> None:
-        with torch.random.fork_rng():
+        if not callable(fn):
+            print(f"○ {self.name}: give the function itself, without parentheses after its name: check.{self.name}({self.name}).")
+            return
+        with runtime.seeded(0):
             try:
                 self.test(fn)
             except NotImplementedError:
@@ -40,7 +45,7 @@ class Exercise:
             except NotYet as advice:
                 print(f"○ {self.name}: {advice}")
             except Exception as error:  # a student's function may raise anything, and a check must not stop the notebook
-                print(f"○ {self.name}: your function raises {type(error).__name__}: {error}")
+                print(f"○ {self.name}: your function raises {type(error).__name__}: {error}{_cure(error)}")
             else:
                 print(f"● {self.name}: right. {self.title}.")
                 if not getattr(fn, "__name__", "").endswith("_solution"):
@@ -48,6 +53,17 @@ class Exercise:
 
 
 EXERCISES: dict[str, Exercise] = {}
+
+# Part of PyTorch's message -> what usually stands behind it.
+CURES = {
+    "not require grad": "The image must ask for a gradient before the model sees it: x = x.clone().requires_grad_().",
+    "not have been used in the graph": "The loss must be computed from the very tensor whose gradient you ask for.",
+    "in-place operation": "Write x = x + …, which makes a new tensor, in place of x += ….",
+}
+
+
+def _cure(error: Exception) -> str:
+    return "".join(f"\n  {cure}" for sign, cure in CURES.items() if sign in str(error))
 
 
 def exercise(lecture: str, title: str, *hints: str) -> Callable[[Callable], Exercise]:
@@ -66,7 +82,11 @@ def hint(name: str, level: int = 1) -> None:
         raise ValueError(f"name is {name!r}; the exercises are {', '.join(EXERCISES)}.")
     hints = EXERCISES[name].hints
     level = max(1, min(level, len(hints)))
-    more = f'  More: check.hint("{name}", {level + 1}).' if level < len(hints) else "  That was the last hint; the solution is below the check."
+    more = (
+        f'  More: check.hint("{name}", {level + 1}).'
+        if level < len(hints)
+        else "  That was the last hint; the solution is below the check."
+    )
     print(f"Hint {level} of {len(hints)}: {hints[level - 1]}{more}")
 
 
@@ -77,9 +97,10 @@ def _progress_file():
 def solved() -> dict[str, str]:
     """Name of every exercise solved so far, with the day; empty when nothing is kept or the file is damaged."""
     try:
-        return json.loads(_progress_file().read_text(encoding="utf-8"))
+        done = json.loads(_progress_file().read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
+    return done if isinstance(done, dict) else {}
 
 
 def _remember(name: str) -> None:
@@ -106,15 +127,37 @@ def _images(n: int = 6, seed: int = 0) -> Tensor:
     return (torch.rand(n, 1, 8, 8, generator=runtime.generator(seed), dtype=torch.float64) * 1.6 - 0.3).clamp(0, 1)
 
 
-def _model(seed: int = 0) -> nn.Module:
-    """A small network in eval mode; float64."""
-    torch.manual_seed(seed)
-    return models.mlp(16, pixels=64).double().eval()
+def _model() -> nn.Module:
+    """A small network in eval mode; float64, and with weights large enough that its gradient turns within the ball of an exercise."""
+    with runtime.seeded(0):
+        model = models.mlp(16, pixels=64).double().eval()
+    with torch.no_grad():
+        for layer in (model.dense1, model.output):
+            layer.weight *= 3
+    return model
+
+
+def _call(fn: Callable, *arguments):
+    """What the student's function returns; refuses one that changes its arguments."""
+    kept = [copy.deepcopy(a) if isinstance(a, Tensor | list) else a for a in arguments]
+    got = fn(*arguments)
+    for now, before in zip(arguments, kept, strict=True):
+        if not torch.equal(now, before) if isinstance(now, Tensor) else now != before:
+            raise NotYet("your function changed its input in place. Work on a copy: x.clone(); or x + delta, which makes a new tensor.")
+        if isinstance(now, Tensor) and now.requires_grad:
+            raise NotYet("your function switched requires_grad on in its input, and the caller keeps it. Write x.clone().requires_grad_().")
+    if got is None:
+        raise NotYet("your function returns None. Is the `return` missing?")
+    return got
 
 
 def _expect(value, shape: tuple[int, ...], name: str = "the result") -> Tensor:
-    if value is None:
-        raise NotYet("your function returns None. Is the `return` missing?")
+    if isinstance(value, tuple) and hasattr(value, "values"):
+        raise NotYet("max(…) along a dimension gives a pair, values and indices: take .values, or use amax.")
+    if shape[1:] == () and (isinstance(value, int | float) or isinstance(value, Tensor) and value.dim() == 0):
+        raise NotYet(
+            "you return one number for the whole batch; each image has its own, so return shape (N,). flatten(1) keeps the images apart."
+        )
     if not isinstance(value, Tensor):
         raise NotYet(f"{name} is a {type(value).__name__}; return a tensor of shape {shape}.")
     if tuple(value.shape) != shape:
@@ -124,25 +167,45 @@ def _expect(value, shape: tuple[int, ...], name: str = "the result") -> Tensor:
     return value.detach()
 
 
-def _near(a: Tensor, b: Tensor, tolerance: float = 1e-6) -> bool:
-    return bool((a.double() - b.double()).abs().max() <= tolerance)
+def _number(value) -> float:
+    """A plain number, or a tensor that holds one."""
+    if isinstance(value, Tensor) and value.numel() == 1:
+        value = value.item()
+    if not isinstance(value, int | float):
+        raise NotYet(f"return one number between 0 and 1, not {type(value).__name__}.")
+    return value
+
+
+def _near(a: Tensor | float, b: Tensor | float, tolerance: float = 1e-6) -> bool:
+    return bool((torch.as_tensor(a).double() - torch.as_tensor(b).double()).abs().max() <= tolerance)
+
+
+def _gradient(value: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    x = x.clone().requires_grad_()
+    return torch.autograd.grad(value(x).sum(), x)[0]
 
 
 def _attacked(fn: Callable, model: nn.Module, x: Tensor, *arguments) -> Tensor:
     """Runs a student's attack and holds it to what every attack owes to the model and to the input."""
-    before, kept = {name: p.clone() for name, p in model.state_dict().items()}, x.clone()
-    x_adv = _expect(fn(model, x, *arguments), tuple(x.shape), "x_adv")
-    if not torch.equal(x, kept):
-        raise NotYet("your function changed its input x. Work on a copy: x.clone(), or x.detach() + delta.")
+    before = {name: p.clone() for name, p in model.state_dict().items()}
+    x_adv = _expect(_call(partial(fn, model), x, *arguments), tuple(x.shape), "x_adv")
     if model.training:
-        raise NotYet("the model was in eval mode and is now in train mode; dropout and batch norm would behave differently. Leave the mode alone.")
+        raise NotYet(
+            "the model was in eval mode and is now in train mode; dropout and batch norm would behave differently. Leave the mode alone."
+        )
     if any(not torch.equal(p, before[name]) for name, p in model.state_dict().items()):
         raise NotYet("the model's weights have changed. An attack moves the image; the weights stay fixed.")
     if any(p.grad is not None for p in model.parameters()):
-        raise NotYet("the weights' .grad is filled: loss.backward() reaches them too. torch.autograd.grad(loss, x)[0] asks for the image's alone.")
+        raise NotYet(
+            "the weights' .grad is filled: loss.backward() reaches them too. torch.autograd.grad(loss, x)[0] asks for the image's alone."
+        )
     if torch.equal(x_adv, x):
         raise NotYet("x_adv equals x. Is the step added, and is the gradient taken at the input?")
     return x_adv
+
+
+def _per_image(values: Tensor) -> Tensor:
+    return values[:, None, None, None]
 
 
 def _loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
@@ -150,6 +213,8 @@ def _loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
 
 
 # ------------------------------------------------------------------------------------------------------- the exercises
+
+SOFTMAX_TWICE = "F.cross_entropy applies the softmax itself: give it the logits, model(x)."
 
 
 @exercise(
@@ -159,17 +224,20 @@ def _loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     "delta.flatten(1) has shape (N, pixels): one row per image. Then take absolute values, and the maximum over dimension 1.",
 )
 def linf_size(fn):
-    delta = torch.tensor([[[[0.1, -0.5], [0.2, 0.0]]], [[[0.3, 0.1], [-0.2, 0.25]]], [[[0.0, 0.0], [0.0, 0.0]]]])
-    got = fn(delta)
-    if isinstance(got, float) or (isinstance(got, Tensor) and got.dim() == 0):
-        raise NotYet("you return one number for the whole batch; each image has its own norm, so return shape (N,).")
-    got = _expect(got, (3,))
-    if _near(got, delta.flatten(1).amax(1)):
-        raise NotYet("the sign got in the way: a pixel that moved by −0.5 moved further than one that moved by 0.2.")
-    if _near(got, delta.abs().flatten(1).mean(1)):
-        raise NotYet("that is the mean absolute change; L∞ is the largest.")
-    if not _near(got, delta.abs().flatten(1).amax(1)):
-        raise NotYet(f"for a perturbation with pixels 0.1, −0.5, 0.2, 0 you return {got[0]:.3g} and not 0.5.")
+    delta = torch.tensor([[0.1, -0.5, 0.2, 0.0], [0.3, 0.1, -0.2, 0.25], [0.0, 0.0, 0.0, 0.0]]).reshape(3, 2, 1, 2)
+    got = _expect(_call(fn, delta), (3,))
+    rows = delta.flatten(1)
+    right = rows.abs().amax(1)
+    for wrong, advice in (
+        (rows.amax(1), "the sign got in the way: a pixel that moved by −0.5 moved further than one that moved by 0.2."),
+        (rows.abs().mean(1), "that is the mean absolute change; L∞ is the largest."),
+        (rows.norm(dim=1), "that is the L2 norm, the root of the sum of squares; L∞ is the largest absolute pixel."),
+    ):
+        if _near(got, wrong):
+            raise NotYet(advice)
+    for row, mine, yours in zip(rows.tolist(), right, got, strict=True):
+        if not _near(mine, yours):
+            raise NotYet(f"for a perturbation with pixels {', '.join(f'{v:.3g}' for v in row)} you return {yours:.3g} and not {mine:.3g}.")
 
 
 @exercise(
@@ -179,22 +247,22 @@ def linf_size(fn):
     "(logits.argmax(1) == y) is a tensor of True and False; .float().mean() counts the share of True.",
 )
 def accuracy(fn):
-    logits = torch.tensor([[2.0, 1.0, 0.0], [0.0, 3.0, 1.0], [5.0, 4.0, 6.0], [1.0, 0.5, 0.2]])
+    logits = torch.tensor([[2.0, 1.0, 0.0, 0.1], [0.0, 3.0, 1.0, 0.3], [5.0, 4.0, 6.0, 0.2], [1.0, 0.5, 0.2, 0.1]])
     y = torch.tensor([0, 1, 0, 0])
-    got = fn(logits, y)
-    got = got.item() if isinstance(got, Tensor) and got.numel() == 1 else got
-    if got is None:
-        raise NotYet("your function returns None. Is the `return` missing?")
-    if not isinstance(got, int | float):
-        raise NotYet(f"return one number between 0 and 1, not {type(got).__name__}.")
-    if got == 3:
-        raise NotYet("that is the number of hits; divide by the number of images.")
-    if got == 75:
-        raise NotYet("that is a percentage; the course gives accuracies in [0,1].")
-    if abs(got - 0.25) < 1e-6:
-        raise NotYet("that is the error rate; accuracy is the share that is right.")
-    if abs(got - 0.75) > 1e-6:
+    got = _number(_call(fn, logits, y))
+    for wrong, advice in (
+        (3, "that is the number of hits; divide by the number of images."),
+        (75, "that is a percentage; the course gives accuracies in [0,1]."),
+        (0.25, "that is the error rate; accuracy is the share that is right."),
+        (0.0, "not one image counts as right. Is argmax over the classes, dimension 1, and compared image by image?"),
+    ):
+        if _near(got, wrong):
+            raise NotYet(advice)
+    if not _near(got, 0.75):
         raise NotYet(f"three of the four images are right, so 0.75; you return {got:.3g}. Is argmax over the classes, dimension 1?")
+    again = _number(_call(fn, logits, logits.argmax(1)))
+    if not _near(again, 1):
+        raise NotYet(f"when every image is right the accuracy is 1; you return {again:.3g}.")
 
 
 @exercise(
@@ -204,17 +272,22 @@ def accuracy(fn):
     "Find the epoch with the highest validation accuracy, and return the test accuracy of that epoch, whatever it is.",
 )
 def honest_accuracy(fn):
-    validation, test = [0.970, 0.985, 0.981, 0.983], [0.972, 0.980, 0.988, 0.983]
-    got = fn(validation, test)
-    got = got.item() if isinstance(got, Tensor) and got.numel() == 1 else got
-    if got == 0.988:
-        raise NotYet("that is the best test accuracy: choosing by it makes the test set part of the training. Choose by validation.")
-    if got == 0.985:
-        raise NotYet("that is the validation accuracy of the chosen epoch: it was used for choosing, so it flatters. Report test.")
-    if got == 0.983:
-        raise NotYet("that is the last epoch; the one with the best validation accuracy is the second.")
-    if got != 0.980:
+    validation, test = [0.970, 0.985, 0.981, 0.983], [0.970, 0.980, 0.988, 0.984]
+    got = _number(_call(fn, validation, test))
+    for wrong, advice in (
+        (0.988, "that is the best test accuracy: choosing by it makes the test set part of the training. Choose by validation."),
+        (0.985, "that is the validation accuracy of the chosen epoch: it was used for choosing, so it flatters. Report test."),
+        (0.981, "you choose by test and report validation; it is the other way round."),
+        (0.984, "that is the last epoch; the one with the best validation accuracy is the second."),
+        (1, "that is the index of the epoch; return the test accuracy there."),
+    ):
+        if _near(got, wrong):
+            raise NotYet(advice)
+    if not _near(got, 0.980):
         raise NotYet(f"validation chooses the second epoch, whose test accuracy is 0.980; you return {got!r}.")
+    again = _number(_call(fn, [0.9, 0.8, 0.95], [0.7, 0.99, 0.91]))
+    if not _near(again, 0.91):
+        raise NotYet(f"for validation 0.9, 0.8, 0.95 and test 0.7, 0.99, 0.91 the answer is 0.91; you return {again!r}.")
 
 
 @exercise(
@@ -227,16 +300,23 @@ def honest_accuracy(fn):
 def descent_step(fn):
     model, x, target = _model(), _images(), torch.arange(6)
     got = _attacked(fn, model, x, target, 0.5)
-    leaf = x.clone().requires_grad_()
-    g = torch.autograd.grad(F.cross_entropy(model(leaf), target, reduction="sum"), leaf)[0]
-    if _near(got, x + 0.5 * g):
-        raise NotYet("you climb: the loss of the target grows. Descent subtracts the gradient.")
-    if _near(got, x - 0.5 * g / len(x)):
-        raise NotYet("cross_entropy averages over the batch, so each image's step is N times too short. Use reduction='sum'.")
-    if _near(got, x - 0.5 * g.sign()):
-        raise NotYet("that is a step along the sign; this exercise asks for plain gradient descent.")
-    if _near(got, (x - 0.5 * g).clamp(0, 1)):
-        raise NotYet("you clip to [0,1]; a good idea in general, but the slides do not, and this exercise asks for the plain step.")
+    g = _gradient(lambda v: F.cross_entropy(model(v), target, reduction="none"), x)
+    soft = _gradient(lambda v: F.cross_entropy(model(v).softmax(1), target, reduction="none"), x)
+    for wrong, advice in (
+        (x + 0.5 * g, "you climb: the loss of the target grows. Descent subtracts the gradient."),
+        (x - 0.5 * g / len(x), "cross_entropy averages over the batch, so each image's step is N times too short. Use reduction='sum'."),
+        (x - 0.5 * g.sign(), "that is a step along the sign; this exercise asks for plain gradient descent."),
+        (
+            (x - 0.5 * g).clamp(0, 1),
+            "you clip to [0,1]; a good idea in general, but the slides do not, and this exercise asks for the plain step.",
+        ),
+        (x - g, "step_size is missing."),
+        (x - 0.5 * soft, SOFTMAX_TWICE),
+        (x - 0.5 * soft / len(x), SOFTMAX_TWICE),
+        (-0.5 * g, "that is the step; add it to x."),
+    ):
+        if _near(got, wrong):
+            raise NotYet(advice)
     if not _near(got, x - 0.5 * g):
         raise NotYet("the step is not x − step_size · ∂loss/∂x of the cross-entropy with the target.")
 
@@ -249,15 +329,22 @@ def descent_step(fn):
 )
 def roughness(fn):
     x = _images(3, seed=1)
-    got = _expect(fn(x), (3,))
-    right = attacks.roughness(x)
-    flat = lambda v: v.flatten(1).sum(1)  # noqa: E731
-    if _near(got, flat(x.diff(dim=-1).square())) or _near(got, flat(x.diff(dim=-2).square())):
-        raise NotYet("only one direction is there; neighbours lie beside and below.")
-    if _near(got, flat(x.diff(dim=-1).abs()) + flat(x.diff(dim=-2).abs())):
-        raise NotYet("those are absolute differences; this penalty squares them.")
-    if _near(got, flat((x - x.roll(1, -1)).square()) + flat((x - x.roll(1, -2)).square())):
-        raise NotYet("torch.roll wraps around: the left edge is no neighbour of the right one. Use diff, or slices.")
+    got = _expect(_call(fn, x), (3,))
+    total, mean = (lambda v: v.flatten(1).sum(1)), (lambda v: v.flatten(1).mean(1))
+    across, down, right = x.diff(dim=-1), x.diff(dim=-2), attacks.roughness(x)
+    for wrong, advice in (
+        (total(across.square()), "only one direction is there; neighbours lie beside and below."),
+        (total(down.square()), "only one direction is there; neighbours lie beside and below."),
+        (total(across.abs()) + total(down.abs()), "those are absolute differences; this penalty squares them."),
+        (mean(across.square()) + mean(down.square()), "that is the mean over the pixels; this penalty sums them."),
+        (right.sqrt(), "that is the square root; this penalty leaves it out."),
+        (
+            total((x - x.roll(1, -1)).square()) + total((x - x.roll(1, -2)).square()),
+            "torch.roll wraps around: the left edge is no neighbour of the right one. Use diff, or slices.",
+        ),
+    ):
+        if _near(got, wrong):
+            raise NotYet(advice)
     if not _near(got, right):
         raise NotYet(f"for the first test image you return {got[0]:.4g} and not {right[0]:.4g}.")
 
@@ -269,20 +356,29 @@ def roughness(fn):
     "Where the largest entry is exactly 0, leave the zeros: divide by torch.where(largest > 0, largest, 1). Add nothing to the denominator.",
 )
 def max_normalised(fn):
-    g = torch.randn(4, 1, 5, 5, generator=runtime.generator(0), dtype=torch.float64) * torch.tensor([1.0, 10.0, 1e-14, 0.0])[:, None, None, None]
-    got = fn(g.clone())
+    g = torch.randn(4, 1, 5, 5, generator=runtime.generator(0), dtype=torch.float64)
+    g *= _per_image(torch.tensor([1.0, 10.0, 1e-14, 0.0]))
+    g[0, 0, 2, 2] = -4  # the largest in absolute value is negative
+    got = _call(fn, g)
     if isinstance(got, Tensor) and got.shape == g.shape and got[3].isnan().any():
         raise NotYet("an image whose gradient is zero becomes nan (0/0). It should stay zero.")
     got = _expect(got, tuple(g.shape))
-    sizes = got.abs().flatten(1).amax(1)
-    if _near(got, g / g.abs().max()):
+    largest = _per_image(g.abs().flatten(1).amax(1))
+    if _near(got, g / largest.max()):
         raise NotYet("you divide by the largest entry of the whole batch: what happens to one image then depends on the others.")
-    if sizes[2] < 0.99 and sizes[0] > 0.99:
+    if _near(got[:2], g[:2] / largest[:2], 0.1) and got[2].abs().max() < 0.99:
         raise NotYet("a gradient of size 1e-14 (a confident network) is not scaled to 1. Is something added to the denominator?")
-    if _near(got[:3], g[:3] / g[:3].flatten(1).amax(1)[:, None, None, None]):
-        raise NotYet("the largest entry is meant in absolute value; a negative one can be larger.")
-    if not _near(got[:3], g[:3] / g[:3].abs().flatten(1).amax(1)[:, None, None, None]):
+    for wrong, advice in (
+        (_per_image(g.flatten(1).amax(1)), "the largest entry is meant in absolute value; a negative one can be larger."),
+        (_per_image(g.flatten(1).norm(dim=1)), "that divides by the length (L2); the largest entry should become 1 or −1."),
+        (g.abs(), "that is the sign: every entry becomes 1 or −1, and only the largest should."),
+    ):
+        if _near(got[:3], g[:3] / wrong[:3]):
+            raise NotYet(advice)
+    if not _near(got[:3], g[:3] / largest[:3]):
         raise NotYet("the result is not g divided by its largest absolute entry, image by image.")
+    if got[3].any():
+        raise NotYet("an image whose gradient is zero should stay zero.")
 
 
 @exercise(
@@ -295,19 +391,25 @@ def max_normalised(fn):
 def fgsm(fn):
     model, x, y, eps = _model(), _images(), torch.arange(6), 0.1
     x_adv = _attacked(fn, model, x, y, eps)
-    right = attacks.fgsm(model, x, y, eps=eps)
-    down = attacks.fgsm(model, x, eps=eps, target=y)
-    if _near(x_adv, down) or (_loss(model, x_adv, y) < _loss(model, x, y)).all():
+    step = x_adv - x
+    if _near(x_adv, attacks.fgsm(model, x, eps=eps, target=y)) or (_loss(model, x_adv, y) < _loss(model, x, y)).all():
         raise NotYet("the loss of the true label falls: the step goes down. An untargeted attack climbs, so add.")
+    if step.abs().max() > eps + 1e-6:
+        raise NotYet(f"a pixel moved by {step.abs().max():.3g}, and eps is {eps}. Every pixel may move by eps at most.")
     if x_adv.min() < 0 or x_adv.max() > 1:
         raise NotYet(f"x_adv reaches from {x_adv.min():.3g} to {x_adv.max():.3g}; that is no image. Clip to [0,1].")
-    if (x_adv - x).abs().max() > eps + 1e-6:
-        raise NotYet(f"a pixel moved by {(x_adv - x).abs().max():.3g}, and eps is {eps}. Every pixel may move by eps at most.")
     inside = (x > eps) & (x < 1 - eps)
-    if (x_adv - x).abs()[inside].min() < eps * 0.99:
+    if step.abs()[inside].min() < eps * 0.99:
         raise NotYet("some pixels move by less than eps although there is room: use the sign of the gradient, not the gradient.")
-    if not _near(x_adv, right):
-        raise NotYet("the signs are not those of the cross-entropy's gradient at x. Is the gradient taken of the right loss, with the right label?")
+    soft = _gradient(lambda v: F.cross_entropy(model(v).softmax(1), y, reduction="none"), x)
+    if _near(x_adv, (x + eps * soft.sign()).clamp(0, 1)):
+        raise NotYet(SOFTMAX_TWICE)
+    if _near(x_adv, attacks.fgsm(model, x, model(x).argmax(1), eps=eps)):
+        raise NotYet("the gradient is that of the predicted label. The attack climbs the loss of the true one, y.")
+    if not _near(x_adv, attacks.fgsm(model, x, y, eps=eps)):
+        raise NotYet(
+            "the signs are not those of the cross-entropy's gradient at x. Is the gradient taken of the right loss, with the right label?"
+        )
 
 
 @exercise(
@@ -320,21 +422,29 @@ def fgsm(fn):
 def pgd(fn):
     model, x, y, eps, step_size, steps = _model(), _images(), torch.arange(6), 0.1, 0.03, 8
     x_adv = _attacked(fn, model, x, y, eps, step_size, steps)
-    if x_adv.min() < 0 or x_adv.max() > 1:
-        raise NotYet(f"x_adv reaches from {x_adv.min():.3g} to {x_adv.max():.3g}; clip to [0,1] in every step.")
-    size = (x_adv - x).abs().max()
-    if size > eps + 1e-6:
-        raise NotYet(f"a pixel is {size:.3g} away from x, and eps is {eps}. Project onto the ball around x, not around the last iterate.")
+    if not torch.equal(x_adv, _attacked(fn, model, x, y, eps, step_size, steps)):
+        raise NotYet("two runs differ. This exercise starts at x itself, not at a random point.")
     if (_loss(model, x_adv, y) < _loss(model, x, y)).all():
         raise NotYet("the loss of the true label falls: the steps go down. Climb.")
-    if size <= step_size + 1e-6:
-        raise NotYet("no pixel moves further than one step. Does the loop start from x_adv each time, or from x again?")
-    once = _attacked(fn, model, x, y, eps, step_size, 1)
+    size = (x_adv - x).abs().max()
+    if size > eps + 1e-6:
+        if (_attacked(fn, model, x, y, eps, 3 * eps, 1) - x).abs().max() > eps + 1e-6:
+            raise NotYet(f"a pixel is {size:.3g} away from x, and eps is {eps}. Nothing brings x_adv back into the ball.")
+        raise NotYet(f"a pixel is {size:.3g} away from x, and eps is {eps}. Project onto the ball around x, not around the last iterate.")
+    if x_adv.min() < 0 or x_adv.max() > 1:
+        raise NotYet(f"x_adv reaches from {x_adv.min():.3g} to {x_adv.max():.3g}; clip to [0,1] in every step.")
+    once = fn(model, x, y, eps, step_size, 1).detach()
+    if torch.equal(once, x):
+        raise NotYet("with steps=1 nothing moves: the loop makes one step too few. range(steps) counts from 0.")
     if not _near(once, attacks.fgsm(model, x, y, eps=step_size)):
-        raise NotYet("one step of step_size should be FGSM with eps = step_size, and it is not. Is the sign taken?")
-    right = attacks.pgd(model, x, y, eps=eps, step_size=step_size, steps=steps)
-    if not _near(x_adv, right):
-        raise NotYet("the first step is right and the rest is not. Is the gradient taken anew at the current x_adv in every step?")
+        raise NotYet("one step of step_size should be FGSM with eps = step_size, and it is not. Is the sign taken, of the gradient for y?")
+    if size <= step_size + 1e-6:
+        raise NotYet("no pixel moves further than one step. Does each step start from x_adv, and is the `return` behind the loop?")
+    g = _gradient(lambda v: F.cross_entropy(model(v), y, reduction="none"), x)
+    if _near(x_adv, (x + eps * g.sign()).clamp(0, 1)):
+        raise NotYet("every step goes the same way. Take the gradient inside the loop, at the current x_adv.")
+    if not _near(x_adv, attacks.pgd(model, x, y, eps=eps, step_size=step_size, steps=steps)):
+        raise NotYet("the first step is right and the rest is not. Are gradient (at x_adv), projection and clipping all inside the loop?")
 
 
 @exercise(
@@ -344,24 +454,29 @@ def pgd(fn):
     "F.cross_entropy(logits, target, reduction='none') + lam * (x_adv - x).abs().flatten(1).mean(1).",
 )
 def targeted_loss(fn):
-    logits = torch.randn(4, 10, generator=runtime.generator(0))
+    logits = torch.randn(4, 10, generator=runtime.generator(0), dtype=torch.float64)
     target, x, x_adv, lam = torch.tensor([1, 5, 0, 9]), _images(4), _images(4, seed=1), 30.0
-    got = fn(logits, target, x_adv, x, lam)
-    if isinstance(got, Tensor) and got.dim() == 0:
-        raise NotYet("you return one number for the batch; return one per image, shape (N,): reduction='none' and flatten(1).")
-    got = _expect(got, (4,)).double()
-    ce, change = F.cross_entropy(logits, target, reduction="none").double(), (x_adv - x).abs().flatten(1)
+    got = _expect(_call(fn, logits, target, x_adv, x, lam), (4,))
+    ce = F.cross_entropy(logits, target, reduction="none")
+    change = (x_adv - x).abs().flatten(1)
+    distance = change.mean(1)
     for wrong, advice in (
-        (ce + change.mean(1), "λ is missing: the distance counts lam times."),
+        (ce + distance, "λ is missing: the distance counts lam times."),
+        (lam * ce + distance, "λ is at the wrong term: the distance counts lam times, the cross-entropy once."),
+        (lam * distance, "the cross-entropy of the target is missing."),
+        (ce, "the distance is missing."),
         (ce + lam * change.sum(1), "that is the sum over the pixels; the slides take the mean, and λ = 30 belongs to it."),
-        (ce - lam * change.mean(1), "the distance has the wrong sign: minimising would drive x_adv away from x."),
-        (-ce + lam * change.mean(1), "the cross-entropy has the wrong sign: minimising it must make the target likely."),
+        (ce - lam * distance, "the distance has the wrong sign: minimising would drive x_adv away from x."),
+        (-ce + lam * distance, "the cross-entropy has the wrong sign: minimising it must make the target likely."),
         (ce + lam * (x_adv - x).flatten(1).mean(1), "without absolute values, pixels that go up and down cancel."),
-        (ce + lam * (x_adv - x).square().flatten(1).mean(1), "that is the mean square; this exercise asks for the absolute difference."),
+        (ce + lam * change.square().mean(1), "that is the mean square; this exercise asks for the absolute difference."),
+        (ce.mean() + lam * distance, "the cross-entropy is averaged over the batch; reduction='none' keeps one per image."),
+        (ce + lam * distance.mean(), "the distance is averaged over the batch too; flatten(1) and mean(1) keep one per image."),
+        (F.cross_entropy(logits.softmax(1), target, reduction="none") + lam * distance, SOFTMAX_TWICE),
     ):
         if _near(got, wrong, 1e-5):
             raise NotYet(advice)
-    if not _near(got, ce + lam * change.mean(1), 1e-5):
+    if not _near(got, ce + lam * distance, 1e-5):
         raise NotYet("the value is not cross-entropy of the target + lam · mean |x_adv − x|, image by image.")
 
 
@@ -372,14 +487,19 @@ def targeted_loss(fn):
     "attacked = y != target; return the mean of (predicted == target) over the attacked images.",
 )
 def hit_rate(fn):
-    predicted, y, target = torch.tensor([3, 3, 3, 1, 2, 3]), torch.tensor([3, 3, 1, 1, 2, 0]), torch.full((6,), 3)
-    got = fn(predicted, y, target)
-    got = got.item() if isinstance(got, Tensor) and got.numel() == 1 else got
-    if not isinstance(got, float):
-        raise NotYet(f"return one number between 0 and 1, not {got!r}.")
-    if abs(got - 4 / 6) < 1e-6:
-        raise NotYet("images that are a 3 anyway count as hits of target 3. Leave out those whose true class is the target.")
-    if abs(got - 2 / 6) < 1e-6:
-        raise NotYet("you divide by all images; divide by those that were attacked, whose true class is not the target.")
-    if abs(got - 1 / 2) > 1e-6:
-        raise NotYet(f"four images are attacked and two of them reach the target, so 0.5; you return {got:.3g}.")
+    predicted, y, target = torch.tensor([3, 3, 3, 7, 2, 3, 0]), torch.tensor([3, 3, 1, 1, 2, 0, 0]), torch.full((7,), 3)
+    got = _number(_call(fn, predicted, y, target))
+    for wrong, advice in (
+        (4 / 7, "images that are a 3 anyway count as hits of target 3. Leave out those whose true class is the target."),
+        (2 / 7, "you divide by all images; divide by those that were attacked, whose true class is not the target."),
+        (3 / 5, "that counts every mistake of the network; a targeted attack succeeds only where the target is predicted."),
+        (3 / 7, "that is the error rate; a targeted attack succeeds only where the target is predicted."),
+        (2, "that is the number of hits; divide by the number of attacked images."),
+    ):
+        if _near(got, wrong):
+            raise NotYet(advice)
+    if not _near(got, 2 / 5):
+        raise NotYet(f"five images are attacked and two of them reach the target, so 0.4; you return {got:.3g}.")
+    again = _number(_call(fn, torch.tensor([1, 2, 5]), torch.tensor([0, 0, 5]), torch.tensor([1, 2, 3])))
+    if not _near(again, 2 / 3):
+        raise NotYet(f"each image has its own target: two of three hits are 0.667; you return {again:.3g}.")

@@ -8,3 +8,8 @@ def claim(text: str, holds: bool, *, recorded: bool = False) -> None:
     build. The text must not hold numbers that move with hardware, scale or data set.
     """
     print(f"{'✔' if holds else '✘'} {text}{' (recorded)' if recorded else ''}", flush=True)
+
+
+def clearly_more(a: float, b: float, n: int) -> bool:
+    """Whether share ``a`` exceeds share ``b``, each measured on ``n`` images, by three standard errors of their difference."""
+    return bool(a - b > 3 * ((a * (1 - a) + b * (1 - b)) / n) ** 0.5)

@@ -69,7 +69,7 @@ def project(delta: Float[Tensor, "n ..."], eps: float | Float[Tensor, "n"], p: N
     """
     p = check_norm(p)
     radius = per_sample(eps, delta)
-    if (radius < 0).any():
+    if not (radius >= 0).all():  # written so that NaN fails too
         raise ValueError(f"eps is {float(radius.min())}; a radius must be 0 or more.")
     if p == math.inf:
         return torch.minimum(torch.maximum(delta, -radius), radius)

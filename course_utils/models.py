@@ -7,6 +7,7 @@ layer of the model, so that an ε always means pixels.
 from collections import OrderedDict
 
 import torch
+import torchvision
 from torch import Tensor, nn
 
 
@@ -56,10 +57,10 @@ def lenet(hidden: int = 100, dropout: float = 0.0, channels: int = 1, size: int 
 
 
 def deep_cnn(channels: int = 1, size: int = 28, classes: int = 10) -> nn.Sequential:
-    """A deeper CNN: six 3×3 convolutions (16, 16, 32, 32, 64, 64 filters) with ReLU, three 2×2 poolings, 100 units."""
+    """A deeper CNN: six 3×3 convolutions (8, 8, 16, 16, 32, 32 filters) with ReLU, three 2×2 poolings, 100 units."""
     body = OrderedDict()
     inputs = channels
-    for block, filters in enumerate((16, 32, 64), start=1):
+    for block, filters in enumerate((8, 16, 32), start=1):
         for layer in (1, 2):
             body[f"conv{block}_{layer}"] = nn.Conv2d(inputs, filters, 3, padding=1)
             body[f"relu{block}_{layer}"] = nn.ReLU()

@@ -11,6 +11,8 @@ import matplotlib
 import matplotlib.ticker
 import torch
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
+from matplotlib.textpath import TextPath
 from torch import Tensor
 
 # Okabe and Ito's palette: told apart with every common form of colour blindness.
@@ -34,6 +36,7 @@ def style() -> None:
             "axes.spines.top": False,
             "axes.spines.right": False,
             "axes.grid": True,
+            "axes.axisbelow": True,
             "grid.alpha": 0.3,
             "axes.prop_cycle": matplotlib.cycler(color=COLOURS, marker=MARKERS),
             "figure.dpi": 100,
@@ -59,18 +62,20 @@ def show(fig: Figure, alt: str, data: str) -> None:
     """Shows ``fig`` in the notebook with alternative text ``alt`` (what one sees in it) and the name of the data set below it."""
     from IPython.display import Image, display
 
-    fig.supxlabel(f"data: {data}", x=0.995, ha="right", fontsize=9, color="0.35")
+    fig.set_figheight(fig.get_figheight() + 0.25)  # a line of its own, so that the name takes nothing from the figure
+    fig.supxlabel(f"data: {data}", x=0.995, ha="right", fontsize=11, color="0.35")
+    fig.draw_without_rendering()  # the layout settles in its second pass; after one, titles of three lines are cut
     display(Image(data=to_png(fig), format="png", alt=f"{alt} Data: {data}."))
 
 
 def draw_image(ax, image: Tensor, title: str = "", *, signed: bool = False, limit: float | None = None, colour: str = "black") -> None:
     """One image (C, H, W) without axes. Grey for [0,1]; ``signed`` shows a perturbation, blue down and red up, white is zero."""
-    image = image.detach().cpu()
+    image = image.detach().cpu().numpy()
     if signed:
-        limit = limit or float(image.abs().max()) or 1.0
+        limit = limit or float(abs(image).max()) or 1.0
         ax.imshow(image.mean(0), cmap="RdBu_r", vmin=-limit, vmax=limit)
     elif image.shape[0] == 3:
-        ax.imshow(image.clamp(0, 1).permute(1, 2, 0))
+        ax.imshow(image.clip(0, 1).transpose(1, 2, 0))
     else:
         ax.imshow(image[0], cmap="gray", vmin=0, vmax=1)
     ax.set_title(title, color=colour)
@@ -79,15 +84,32 @@ def draw_image(ax, image: Tensor, title: str = "", *, signed: bool = False, limi
     ax.spines[:].set_visible(False)
 
 
+def _inches(text: str, size: str) -> float:
+    """Width of the longest line of ``text`` in the font size of the rcParam ``size``."""
+    font = FontProperties(size=matplotlib.rcParams[size])
+    return max((TextPath((0, 0), line, prop=font).get_extents().width / 72 for line in text.split("\n") if line.strip()), default=0)
+
+
 def images(
-    x: Tensor, titles: Sequence[str] = (), *, columns: int = 10, title: str = "", signed: bool = False, colours: Sequence[str] = (), size: float = 1.15
+    x: Tensor,
+    titles: Sequence[str] = (),
+    *,
+    columns: int = 10,
+    title: str = "",
+    signed: bool = False,
+    colours: Sequence[str] = (),
+    size: float = 1.15,
 ) -> Figure:
-    """A grid of images (N, C, H, W), each with its title; ``signed`` for perturbations, on one common scale."""
+    """A grid of images (N, C, H, W), each ``size`` inches wide and under its title; ``signed`` for perturbations, on one common scale."""
     columns = min(columns, len(x))
     rows = math.ceil(len(x) / columns)
     lines = max((text.count("\n") + 1 for text in titles), default=0)
-    height = rows * (size + 0.27 * lines) + (0.45 if title else 0.1) + 0.25
-    fig, axes = subplots(rows, columns, width=max(columns * size, 4), height=height, squeeze=False)
+    pad, line = 0.04, FontProperties(size=matplotlib.rcParams["axes.titlesize"]).get_size_in_points() * 1.4 / 72
+    cell = max([size, *(_inches(text, "axes.titlesize") for text in titles)]) + 2 * pad  # no title is cut or runs into the next
+    row = size * x.shape[2] / x.shape[3] + (lines * line + 0.03 if lines else 0) + 2 * pad
+    width, height = max(columns * cell, 4, _inches(title, "figure.titlesize") + 0.3), rows * row + (0.35 if title else 0)
+    fig, axes = subplots(rows, columns, width=width, height=height, squeeze=False)
+    fig.get_layout_engine().set(w_pad=pad, h_pad=pad, wspace=0, hspace=0)
     limit = float(x.abs().max()) or 1.0
     for i, ax in enumerate(axes.flat):
         if i >= len(x):
@@ -102,25 +124,30 @@ def images(
 
 def probabilities(ax, p: Tensor, classes: Sequence[str], *, mark: int | None = None, title: str = "") -> None:
     """Bars of one probability vector (K,); the largest in blue, class ``mark`` (the true one, say) outlined in orange."""
-    p = p.detach().cpu()
+    p = p.detach().cpu().numpy()
     bars = ax.bar(range(len(p)), p, color=["0.7"] * len(p))
     bars[int(p.argmax())].set_color(RIGHT)
     if mark is not None:
         bars[mark].set_edgecolor(WRONG)
         bars[mark].set_linewidth(3)
     ax.set(xticks=range(len(p)), ylim=(0, 1.05), ylabel="probability", title=title)
-    ax.set_xticklabels(classes, rotation=0 if max(map(len, classes)) < 3 else 60)
+    if max(map(len, classes)) < 3:
+        ax.set_xticklabels(classes)
+    else:
+        ax.set_xticklabels(classes, rotation=60, ha="right", rotation_mode="anchor")
     ax.grid(axis="x", visible=False)
 
 
-def curves(ax, x: Sequence[float], lines: Mapping[str, Sequence], *, xlabel: str, ylabel: str, title: str = "", percent: bool = False) -> None:
+def curves(
+    ax, x: Sequence[float], lines: Mapping[str, Sequence], *, xlabel: str, ylabel: str, title: str = "", percent: bool = False
+) -> None:
     """Named curves over ``x``; a curve of shape (seeds, points) is drawn as its mean with a band of one standard deviation."""
     for name, values in lines.items():
-        values = torch.as_tensor(values, dtype=torch.float64)
-        middle = values if values.dim() == 1 else values.mean(0)
-        (line,) = ax.plot(x, middle, label=name)
-        if values.dim() == 2 and len(values) > 1:
-            spread = values.std(0)
+        values = torch.as_tensor(values, dtype=torch.float64).cpu().numpy()
+        middle = values if values.ndim == 1 else values.mean(0)
+        (line,) = ax.plot(x, middle, label=name, markevery=max(1, len(middle) // 15))  # more markers would hide the line
+        if values.ndim == 2 and len(values) > 1:
+            spread = values.std(0, ddof=1)
             ax.fill_between(x, middle - spread, middle + spread, color=line.get_color(), alpha=0.2, linewidth=0)
     ax.set(xlabel=xlabel, ylabel=ylabel, title=title)
     if percent:

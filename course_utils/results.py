@@ -6,6 +6,7 @@
 
 import datetime
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -70,14 +71,21 @@ class Table:
 
 
 def show_value(value: float | list[float] | str | None, spec: dict) -> str:
-    """A table cell: mean ± standard deviation for a list (the number of seeds is in the table's title), – where there is nothing."""
+    """A table cell: mean ± standard deviation for a list (the number of seeds is in the table's title), – where there is nothing.
+
+    Runs without a finite value (an attack that never succeeds needs infinitely many steps) have no mean; they are counted.
+    """
     digits, unit = spec.get("digits", 2), spec.get("unit", "")
     unit = f" {unit}" if unit else ""
     if value is None:
         return "–"
     if isinstance(value, str):
         return value
-    if isinstance(value, list) and len(value) > 1:
+    numbers = value if isinstance(value, list) else [value]
+    if lost := [number for number in numbers if not math.isfinite(number)]:
+        word = "nan" if any(map(math.isnan, lost)) else "∞"
+        return word if len(lost) == len(numbers) else f"{word} in {len(lost)} of {len(numbers)}"
+    if len(numbers) > 1:
         return f"{statistics.mean(value):.{digits}f} ± {statistics.stdev(value):.{digits}f}{unit}"
     return f"{mean(value):.{digits}f}{unit}"
 
@@ -91,7 +99,7 @@ def table(table_id: str, yours: Values, data: str) -> Table:
     """The three columns of table ``table_id``; ``data`` names the data set of this run. Under ``course run --record`` it also stores them.
 
     Raises:
-        ValueError: a table or a row that ``papers.json`` does not know.
+        ValueError: a table or a row that ``papers.json`` does not know, or a value that is no plain number.
     """
     known = tables()
     if table_id not in known:
@@ -99,7 +107,11 @@ def table(table_id: str, yours: Values, data: str) -> Table:
     extra = set(yours) - {row["key"] for row in known[table_id]["rows"]}
     if extra:
         raise ValueError(f"yours has rows {sorted(extra)} that table {table_id!r} in papers.json lacks; add them there.")
-    if os.environ.get("COURSE_RECORD"):
+    for key, value in yours.items():  # seen at quick scale, so that no full run ends in numbers that cannot be stored
+        numbers = value if isinstance(value, list) else [value]
+        if not numbers or not all(isinstance(number, int | float) for number in numbers):
+            raise ValueError(f"yours[{key!r}] is {value!r}; give a number or a list of one per seed: .item() or .tolist() of a tensor.")
+    if os.environ.get("COURSE_RECORD") and runtime.scale() == "full":
         _record(table_id, yours, data)
     return Table(table_id, yours, data)
 
@@ -119,17 +131,25 @@ def _record(table_id: str, values: Values, data: str) -> None:
 
 
 def _commit() -> str:
-    """The commit of the clone, ``unknown`` outside one; ``-dirty`` where tracked files were changed."""
-    command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
+    """The commit of the clone, ``unknown`` outside one; ``-dirty`` where tracked files other than ``results/``, which a run writes, were changed."""
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", *arguments], cwd=runtime.ROOT, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
+
     try:
-        return subprocess.run(command, cwd=runtime.ROOT, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":(exclude)results")
+        return git("rev-parse", "--short", "HEAD") + ("-dirty" if changed else "")
     except (OSError, subprocess.SubprocessError):
         return "unknown"
 
 
 def page() -> str:
     """Markdown of all tables: paper, recorded, gap, why. ``course results`` writes it to ``results/README.md``."""
-    lines = ["# Reproduced tables", "", "Made by `course results` from `course_utils/papers.json` and the JSON files beside this page; not edited by hand."]
+    lines = [
+        "# Reproduced tables",
+        "",
+        "Made by `course results` from `course_utils/papers.json` and the JSON files beside this page; not edited by hand.",
+    ]
     lines += ["A gap is recorded minus paper; ± is one standard deviation over seeds.", ""]
     for table_id, spec in tables().items():
         found = recorded(table_id)
@@ -137,12 +157,15 @@ def page() -> str:
         lines += ["| | paper | recorded | gap | why |", "|:--|--:|--:|--:|:--|"]
         for row in spec["rows"]:
             paper, value = row.get("paper"), found and found["values"].get(row["key"])
-            both = isinstance(paper, int | float) and value is not None
+            both = isinstance(paper, int | float) and value is not None and math.isfinite(mean(value))
             gap = f"{mean(value) - paper:+.{spec.get('digits', 2)}f}" if both else "–"
             lines.append(f"| {row['label']} | {show_value(paper, spec)} | {show_value(value, spec)} | {gap} | {row.get('why', '')} |")
         if found:
             p = found["provenance"]
-            lines += ["", f"{p['scale']} scale on {p['data']}; {p['device']}; {p['seconds']} s for the lecture so far; Python {p['python']}, "]
+            lines += [
+                "",
+                f"{p['scale']} scale on {p['data']}; {p['device']}; {p['seconds']} s for the lecture so far; Python {p['python']}, ",
+            ]
             lines[-1] += f"PyTorch {p['torch']}; commit {p['commit']}; {p['date']}."
         lines.append("")
     return "\n".join(lines)

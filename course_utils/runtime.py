@@ -8,6 +8,8 @@ import os
 import platform
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -54,6 +56,14 @@ def device() -> torch.device:
 def generator(seed: int) -> torch.Generator:
     """A CPU generator. Random numbers are always drawn on the CPU, so that a seed means the same on every device."""
     return torch.Generator().manual_seed(seed)
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """PyTorch's global random state is seeded inside the block and given back as found: for first weights, dropout and the like."""
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):  # named, or several GPUs would draw a warning
+        torch.manual_seed(seed)
+        yield
 
 
 def _directory(variable: str, default: str) -> Path:

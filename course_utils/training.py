@@ -4,7 +4,9 @@ A defence is another ``objective``, never another loop.
 """
 
 import hashlib
+import inspect
 import json
+import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -90,12 +92,14 @@ def fit(
     optimizer: Callable[..., torch.optim.Optimizer] = rmsprop,
     seed: int = 0,
     validation: Images | None = None,
+    on_epoch: Callable[[int, nn.Module], None] | None = None,
     verbose: bool = True,
 ) -> History:
     """Trains ``model`` in place on ``images`` and returns the history.
 
     The images lie in memory as one tensor, so a batch is one indexing operation: no workers, no collation. ``seed`` fixes the order of
-    the batches; for dropout and the like the global generator is seeded inside a fork and given back as found. The model is left in eval mode.
+    the batches; for dropout and the like the global generator is seeded inside a fork and given back as found. ``on_epoch(epoch, model)`` is
+    called after every epoch (1, 2, …). The model is left in eval mode.
 
     Raises:
         ValueError: no epochs, an empty batch, or images on another device than the model.
@@ -110,9 +114,8 @@ def fit(
     order = runtime.generator(seed)
     sample = images[: min(len(images), 10_000)]
     history = History()
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)  # for dropout and the like
-        for _ in range(epochs):
+    with runtime.seeded(seed):  # for dropout and the like
+        for epoch in range(1, epochs + 1):
             started = time.perf_counter()
             model.train()
             total = torch.zeros((), device=device)
@@ -129,6 +132,8 @@ def fit(
                 history.validation.append(accuracy(model, validation))
             if verbose:
                 print(history.last_line(epochs), flush=True)
+            if on_epoch is not None:
+                on_epoch(epoch, model)
     model.eval()
     return history
 
@@ -138,15 +143,16 @@ def trained(build: Callable[[], nn.Module], images: Images, *, seed: int = 0, **
 
     ``build`` makes the model (``models.slides_cnn``, or a lambda); ``seed`` fixes its first weights and the order of the batches;
     ``settings`` go to ``fit``. The cache key is made of everything the weights depend on: the model's layers, the images, the seed, the
-    settings, the kind of device, and the source of ``models.py`` and ``training.py``, so that changed code never meets old weights. A
-    damaged file is trained again.
+    settings, the kind of device, and the source of ``models.py``, of ``training.py`` and of the caller's own objective or layers, so that changed code
+    never meets old weights. A damaged file is trained again.
 
     Raises:
-        ValueError: an objective or optimizer that cannot be named in a key (a lambda); give it a ``key`` attribute.
+        ValueError: an objective or optimizer that cannot be named in a key (a lambda; give it a ``key`` attribute), or ``on_epoch``.
     """
+    if settings.get("on_epoch"):
+        raise ValueError("on_epoch is given, but weights from the cache pass no epochs; call fit, which always trains.")
     device = images.x.device
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    with runtime.seeded(seed):
         model = build().to(device)
     path = runtime.cache_dir() / "weights" / f"{_key(model, images, seed, settings)}.safetensors"
     history = _read_weights(path, model)
@@ -162,9 +168,18 @@ def trained(build: Callable[[], nn.Module], images: Images, *, seed: int = 0, **
     return model.to(memory_format=torch.channels_last).eval(), history
 
 
+def slides_network(train: Images, validation: Images, seed: int = 0, *, verbose: bool = False) -> tuple[nn.Module, History]:
+    """The network that lecture 01 trains and the later ones attack: the slides' CNN by the slides' recipe (fewer epochs at quick scale).
+
+    As on the slides, ``validation`` is the test set; it is looked at, never chosen by.
+    """
+    build = partial(models.slides_cnn, channels=train.x.shape[1], size=train.x.shape[2], classes=len(train.classes))
+    return trained(build, train, seed=seed, epochs=runtime.pick(quick=3, full=10), validation=validation, verbose=verbose)
+
+
 def _read_weights(path: Path, model: nn.Module) -> History | None:
     """Loads ``path`` into ``model`` and returns its history; None when it is absent or damaged."""
-    if not path.exists():
+    if not os.path.isfile(path):  # unlike Path.exists, it says no where a folder may not be read
         return None
     try:
         with safe_open(path, framework="pt") as file:
@@ -183,6 +198,7 @@ def _key(model: nn.Module, images: Images, seed: int, settings: dict) -> str:
     validation = settings.pop("validation", None)
     settings = {name: _name(name, value) if callable(value) else value for name, value in sorted(settings.items())}
     parts = [repr(model), images.fingerprint, validation.fingerprint if validation else "", images.x.device.type, seed, settings]
+    parts += sorted({_source(type(module).forward) for module in model.modules() if not type(module).__module__.startswith("torch.")})
     digest = hashlib.sha256(repr(parts).encode())
     for source in (models.__file__, __file__):
         digest.update(Path(source).read_bytes())
@@ -192,10 +208,20 @@ def _key(model: nn.Module, images: Images, seed: int, settings: dict) -> str:
 
 
 def _name(setting: str, value: Callable) -> str:
-    """What a function is called, in words that say all that it does: its ``key``, its name, or a partial's function and keywords."""
+    """What a function is called and its source, or its ``key``; for a partial also what it was given: all that says what it does."""
     if isinstance(value, partial):
-        return f"{_name(setting, value.func)}{value.args}{sorted(value.keywords.items())}"
-    name = getattr(value, "key", None) or getattr(value, "__qualname__", "<")
+        given = [*enumerate(value.args), *sorted(value.keywords.items())]
+        return f"{_name(setting, value.func)}{[(word, _name(setting, v) if callable(v) else v) for word, v in given]}"
+    if key := getattr(value, "key", None):
+        return key
+    name = getattr(value, "__qualname__", "<")
     if "<" in name:
         raise ValueError(f"{setting} is {value!r}, whose name does not say what it does; give it a `key` attribute (a string).")
-    return name
+    return name + _source(value)
+
+
+def _source(value: Callable) -> str:
+    try:
+        return inspect.getsource(value)
+    except (OSError, TypeError):  # built in, or typed at a prompt
+        return ""

@@ -1,0 +1,238 @@
+"""Speed and memory beside the peers: ``make bench``, or ``python benchmarks/bench.py [attacks] [training] [imports] [memory]``.
+
+Everything that is compared runs in one process, in turns, several times over, and a ratio is taken within each turn: what else the machine
+does then weighs on all alike. Tables show the median ratio. Writes ``build/bench.json``; exits with 1 when a bar is missed.
+"""
+
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+import torch
+import torch.nn.functional as F
+
+from course_utils import data, models, runtime
+from course_utils.attacks import CHUNK, pgd
+from course_utils.training import fit
+
+TURNS = {"attacks": 9, "training": 3, "imports": 5}
+
+
+@dataclass
+class Row:
+    """One line of the table; ``ok`` is None where there is no bar."""
+
+    what: str
+    value: float
+    unit: str
+    bar: str = ""
+    ok: bool | None = None
+    note: str = ""
+
+
+def in_turns(contestants: dict[str, Callable[[], object]], turns: int) -> dict[str, list[float]]:
+    """Seconds of every contestant in every turn, after one turn that does not count; the order changes from turn to turn."""
+    seconds = {name: [] for name in contestants}
+    names = list(contestants)
+    for turn in range(turns + 1):
+        for name in names[turn % len(names) :] + names[: turn % len(names)]:
+            started = time.perf_counter()
+            contestants[name]()
+            if turn:
+                seconds[name].append(time.perf_counter() - started)
+    return seconds
+
+
+def ratio(times: list[float], reference: list[float]) -> float:
+    return statistics.median(a / b for a, b in zip(times, reference, strict=True))
+
+
+# ------------------------------------------------------------------------------------------------------------- attacks
+
+
+def plain_loop(model, x, y, eps, norm, steps, step_size):
+    """PGD as one would write it by hand."""
+    x_adv = x.clone()
+    for _ in range(steps):
+        x_adv.requires_grad_()
+        (g,) = torch.autograd.grad(F.cross_entropy(model(x_adv), y, reduction="sum"), x_adv)
+        with torch.no_grad():
+            if norm == "inf":
+                delta = (x_adv + step_size * g.sign() - x).clamp(-eps, eps)
+            else:
+                delta = x_adv + step_size * g / g.flatten(1).norm(dim=1).view(-1, 1, 1, 1) - x
+                delta = delta * (eps / delta.flatten(1).norm(dim=1).view(-1, 1, 1, 1)).clamp(max=1)
+            x_adv = (x + delta).clamp(0, 1)
+    return x_adv
+
+
+def attacks() -> list[Row]:
+    """PGD-20 on 512 images with the slides' CNN, nobody stopping early."""
+    import foolbox
+    import torchattacks
+
+    train, test = data.load()
+    model = models.slides_cnn()
+    fit(model, train[:3000], epochs=1, verbose=False)
+    x, y = test.x[:512].repeat(2, 1, 1, 1)[:512], test.y[:512].repeat(2)[:512]
+    wrapped = foolbox.PyTorchModel(model, bounds=(0, 1), device="cpu")
+    rows = []
+    for norm, eps, peer, other in (
+        ("inf", 0.1, torchattacks.PGD, foolbox.attacks.LinfPGD),
+        (2, 1.5, torchattacks.PGDL2, foolbox.attacks.L2PGD),
+    ):
+        step = eps / 8
+        theirs = peer(model, eps=eps, alpha=step, steps=20, random_start=False)
+        others = other(abs_stepsize=step, steps=20, random_start=False)
+        seconds = in_turns(
+            {
+                "plain loop": lambda: plain_loop(model, x, y, eps, norm, 20, step),  # noqa: B023 (called at once)
+                "course": lambda: pgd(model, x, y, eps=eps, norm=norm, steps=20, step_size=step),  # noqa: B023
+                "torchattacks": lambda: theirs(x, y),  # noqa: B023
+                "foolbox": lambda: others.run(wrapped, x, foolbox.criteria.Misclassification(y), epsilon=eps),  # noqa: B023
+            },
+            TURNS["attacks"],
+        )
+        for name, times in seconds.items():
+            value = ratio(times, seconds["plain loop"])
+            bar = dict(bar="at most 1.10×", ok=value <= 1.10) if name == "course" else {}
+            rows.append(Row(f"PGD-20, norm {norm}, 512 images: {name}", value, "×", note=f"{statistics.median(times):.2f} s", **bar))
+    return rows
+
+
+# ------------------------------------------------------------------------------------------------------------ training
+
+
+def usual_data(train: data.Images):
+    """The training set as a tutorial has it: torchvision's MNIST, or PIL images where MNIST is not there, through ``ToTensor``."""
+    from torchvision import datasets, transforms
+
+    if train.source == "MNIST":
+        return datasets.MNIST(runtime.data_dir(), train=True, transform=transforms.ToTensor())
+    to_image, to_tensor = transforms.ToPILImage(), transforms.ToTensor()
+    pictures = [(to_image(x), int(y)) for x, y in zip(train.x, train.y, strict=True)]
+
+    class Pictures(torch.utils.data.Dataset):
+        def __len__(self):
+            return len(pictures)
+
+        def __getitem__(self, i):
+            return to_tensor(pictures[i][0]), pictures[i][1]
+
+    return Pictures()
+
+
+def usual_epoch(dataset, workers: int) -> None:
+    """One epoch as a tutorial has it, with Keras' RMSprop as in ``fit``."""
+    model = models.slides_cnn().train()
+    optimizer = torch.optim.RMSprop(model.parameters(), lr=1e-3, alpha=0.9, eps=1e-7)
+    for x, y in torch.utils.data.DataLoader(dataset, batch_size=128, shuffle=True, num_workers=workers):
+        optimizer.zero_grad()
+        F.cross_entropy(model(x), y).backward()
+        optimizer.step()
+
+
+def training() -> list[Row]:
+    """An epoch of the slides' CNN, batches of 128, against the usual pipeline."""
+    train, _ = data.load()
+    dataset = usual_data(train)
+    epochs = []
+    seconds = in_turns(
+        {
+            "course": lambda: epochs.append(fit(models.slides_cnn(), train, epochs=1, batch_size=128, verbose=False).seconds[0]),
+            "usual, 0 workers": lambda: usual_epoch(dataset, 0),
+            "usual, 2 workers": lambda: usual_epoch(dataset, 2),
+        },
+        TURNS["training"],
+    )
+    rows = []
+    for name in ("usual, 0 workers", "usual, 2 workers"):
+        value, whole = ratio(seconds[name], epochs[1:]), ratio(seconds[name], seconds["course"])
+        times = f"{statistics.median(seconds[name]):.1f} s against {statistics.median(epochs[1:]):.1f} s"
+        rows.append(Row(f"epoch of {len(train)} {train.source} images: {name} / fit", value, "×", "at least 1.5×", value >= 1.5, times))
+        rows.append(Row("  the same, fit's accuracy measurement included", whole, "×"))
+    return rows
+
+
+# ------------------------------------------------------------------------------------------------------ import, memory
+
+LIGHT = "runtime, geometry, data, models, training, attacks, check, claims, results"
+IMPORT = "import time, torch; t = time.perf_counter(); from course_utils import {}; print(time.perf_counter() - t)"
+
+
+def in_process(code: str) -> float:
+    """The number that ``code`` prints in a Python of its own."""
+    environment = dict(os.environ, PYTHONPATH=str(runtime.ROOT))
+    return float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment).stdout)
+
+
+def imports() -> list[Row]:
+    """What ``import course_utils`` costs once torch is there."""
+    turns = [[in_process(IMPORT.format(what)) for what in (LIGHT, LIGHT + ", plots, widgets")] for _ in range(TURNS["imports"] + 1)]
+    light, whole = (statistics.median(times) for times in zip(*turns[1:], strict=True))
+    return [
+        Row("import of the light modules, over import torch", light, "s", "under 0.5 s", light < 0.5),
+        Row("  the same, with plots and widgets", whole, "s"),
+    ]
+
+
+MEMORY = """
+import resource, torch
+from benchmarks.bench import peak_mib
+from course_utils import models
+from course_utils.attacks import CHUNK, pgd
+model, x = models.slides_cnn(), torch.rand(10_000, 1, 28, 28)
+y = torch.zeros(10_000, dtype=torch.long)
+pgd(model, x[: CHUNK["cpu"]], y[: CHUNK["cpu"]], eps=0.1, norm={norm!r}, steps=3)
+before = peak_mib()
+pgd(model, x, y, eps=0.1, norm={norm!r}, steps=3)
+print(peak_mib() - before)
+"""
+
+
+def peak_mib() -> float:
+    """Largest memory this process ever held."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def memory() -> list[Row]:
+    """What pgd on 10,000 images needs beyond its input and the work of one chunk: its output, and a tenth for the allocator."""
+    output = 10_000 * 28 * 28 * 4 / 2**20
+    rows = []
+    for norm in ("inf", 2, 1):
+        value = in_process(MEMORY.format(norm=norm))
+        what = f"peak memory of PGD, norm {norm}, on 10,000 images, over input and one chunk of {CHUNK['cpu']}"
+        rows.append(Row(what, value, "MiB", f"output, {output:.0f} MiB", value <= 1.1 * output))
+    return rows
+
+
+SECTIONS = {"attacks": attacks, "training": training, "imports": imports, "memory": memory}
+
+
+def main(names: list[str]) -> int:
+    rows = []
+    for name in names or SECTIONS:
+        print(f"\n{name}: {SECTIONS[name].__doc__}", flush=True)
+        for row in SECTIONS[name]():
+            mark = {True: "✔", False: "✘", None: " "}[row.ok]
+            print(f"{mark} {row.what:<85} {row.value:7.2f} {row.unit:<3} {row.bar:<15} {row.note}", flush=True)
+            rows.append(row)
+    where = {"device": f"cpu, {torch.get_num_threads()} threads", "cores": os.cpu_count(), **runtime.versions()}
+    report = {"where": where, "rows": [asdict(row) for row in rows]}
+    runtime.write_atomic(runtime.ROOT / "build" / "bench.json", json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+    missed = [row.what for row in rows if row.ok is False]
+    print(f"\n{len(missed)} bars missed." if missed else "\nAll bars held.", f"On {where['device']}. build/bench.json")
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    unknown = set(sys.argv[1:]) - set(SECTIONS)
+    if unknown:
+        sys.exit(f"No benchmark is called {', '.join(sorted(unknown))}; there are {', '.join(SECTIONS)}.")
+    sys.exit(main(sys.argv[1:]))

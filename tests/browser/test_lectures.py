@@ -1,0 +1,46 @@
+"""The lectures in a browser: all cells run, and what one can play with answers. Screenshots: build/screenshots/."""
+
+import re
+
+import pytest
+
+from course_utils import notebooks
+
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(1500)]  # a lecture is run as a whole, on a machine that may be busy
+
+SEVEN = [(0.3, 0.24), (0.7, 0.24), (0.48, 0.78)]
+
+
+def lecture(number: str):
+    return notebooks.find([number])[0]
+
+
+def widget(page, what: str):
+    """The output that holds this part of a widget, for a screenshot."""
+    return page.locator(f".jp-OutputArea:has({what})").first
+
+
+@pytest.mark.parametrize("number", ["00", "02", "03", "04"])
+def test_a_slider_moves_the_picture(lab, number):
+    notebook = lab.open(lecture(number)).run_all()
+    notebook.move_slider()
+    notebook.screenshot("widget", of=widget(notebook.page, ".widget-hslider"))
+
+
+def test_01_a_drawn_digit_is_classified(lab):
+    notebook = lab.open(lecture("01")).run_all()
+    notebook.draw_digit(SEVEN)
+    pad = widget(notebook.page, ".digit-pad")
+    notebook.screenshot("widget", of=pad)
+    says = pad.locator(".digit-pad + * .widget-html:visible, :scope .widget-html:visible").last.inner_text()
+    assert re.search(r"\b\d\b", says), f"the caption names no digit: {says!r}"
+
+
+@pytest.mark.parametrize("number", ["02"])
+def test_slides_with_a_live_widget(present, number):
+    notebook = present(number)
+    notebook.screenshot("title")
+    notebook.walk(until=".widget-hslider")
+    notebook.move_slider()
+    notebook.screenshot("widget")
+    notebook.walk()  # to the end, and no slide is blank

@@ -1,0 +1,130 @@
+"""The course's widgets and commands in a browser, on a small notebook made for the purpose."""
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+
+pytestmark = pytest.mark.browser
+
+EXPLORER = '''\
+import io
+import ipywidgets
+from matplotlib.figure import Figure
+from course_utils.widgets import digit_pad, explorer
+
+def draw(power, colour):
+    """A curve."""
+    figure = Figure(figsize=(6, 2.4), layout="constrained")
+    axes = figure.subplots()
+    axes.plot([(x / 50) ** power for x in range(51)], color=colour)
+    axes.set_title(f"x to the {power}")
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=100)
+    return file.getvalue(), f"The curve of x to the {power}"
+
+explorer(draw, power=ipywidgets.IntSlider(2, 1, 5, description="Power of x, a long label"),
+         colour=ipywidgets.Dropdown(options=["navy", "orange"], description="Colour"))
+'''
+
+PAD = """\
+def classify(x):
+    figure = Figure(figsize=(3, 3), layout="constrained")
+    figure.subplots().imshow(x[0, 0], cmap="gray", vmin=0, vmax=1)
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=93)
+    rows = x[0, 0].any(1).nonzero()
+    return file.getvalue(), f"This is {int(rows[-1] - rows[0]) + 1 if len(rows) else 0} pixels high"
+
+digit_pad(classify)
+"""
+
+BROKEN = """\
+def fail(eps):
+    raise ValueError(f"eps is {eps}; give at most <0.1>.")
+
+explorer(fail, eps=ipywidgets.FloatSlider(0.3))
+"""
+
+
+def slide(make, source, kind=None):
+    return make(source, metadata={"slideshow": {"slide_type": kind}} if kind else {})
+
+
+@pytest.fixture
+def root(tmp_path):
+    """A course with one lecture, 07, of every slide type there is."""
+    cells = [
+        slide(new_markdown_cell, "# A lecture about nothing\n\nand a promise", "slide"),
+        slide(new_markdown_cell, "Welcome everybody (2 min).", "notes"),
+        slide(new_code_cell, "print('only in the notebook')", "skip"),
+        slide(new_markdown_cell, "## Play\n\nMove the slider.", "slide"),
+        slide(new_code_cell, EXPLORER),
+        slide(new_markdown_cell, "Let them guess first (3 min).", "notes"),
+        slide(new_markdown_cell, "An insight", "fragment"),
+        slide(new_markdown_cell, "## Draw", "subslide"),
+        slide(new_code_cell, PAD, "-"),
+        slide(new_markdown_cell, "## Broken", "slide"),
+        slide(new_code_cell, BROKEN),
+    ]
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    nbformat.write(new_notebook(cells=cells, metadata=kernel), tmp_path / "07_nothing.ipynb")
+    return tmp_path
+
+
+def test_explorer_and_pad_in_jupyterlab(lab, root):
+    notebook = lab.open(root / "07_nothing.ipynb").run_all()
+    page = notebook.page
+    notebook.move_slider("Power of x, a long label")
+    assert page.get_by_text("The curve of x to the 3").is_visible()
+    page.get_by_label("Colour").select_option("orange")
+    notebook.settle()
+    notebook.screenshot("explorer", of=page.locator(".jp-OutputArea:has(.widget-hslider)").first)
+    notebook.draw_digit([(0.1, 0.2), (0.5, 0.2), (0.3, 0.75)])  # a seven, too far to the left
+    assert page.get_by_text("This is 20 pixels high").is_visible()
+    notebook.screenshot("pad", of=page.locator(".jp-OutputArea:has(.digit-pad)").first)
+    drawn = page.locator(".digit-pad canvas").evaluate("canvas => canvas.toDataURL()")
+    clear = page.get_by_role("button", name="Clear the drawing pad")
+    clear.focus()
+    page.keyboard.press("Enter")  # JupyterLab's own shortcut for Enter must not take it
+    notebook.settle()
+    assert page.locator(".digit-pad canvas").evaluate("canvas => canvas.toDataURL()") != drawn
+    assert page.locator(".widget-html:visible", has_text="pixels high").count() == 0
+    assert page.get_by_text("This picture could not be drawn. ValueError: eps is 0.3").is_visible()
+    notebook.screenshot("page")
+
+
+def test_slides_are_live(present, root):
+    notebook = present("07", COURSE_LECTURES=str(root))
+    page = notebook.page
+    notebook.screenshot("title")
+    assert page.get_by_role("heading", name="A lecture about nothing").is_visible()
+    assert "Let them guess first (3 min)." in notebook.told
+    assert page.locator(":text('Welcome everybody'):visible").count() == 0
+    page.keyboard.press("ArrowRight")  # no click before: the slides hear the keys at once
+    page.get_by_role("heading", name="Play").wait_for()
+    notebook.move_slider()
+    notebook.screenshot("play")
+    assert page.get_by_role("heading", name="Play").is_visible()  # the arrow key went to the slider, not to the slides
+    notebook.walk(until=".digit-pad")
+    assert page.get_by_role("heading", name="Draw").is_visible()
+    notebook.draw_digit([(0.3, 0.2), (0.7, 0.2), (0.5, 0.75)])
+    notebook.screenshot("draw")
+    notebook.walk()
+    assert page.get_by_role("heading", name="Broken").is_visible()
+    notebook.screenshot("broken")
+    page.keyboard.press("Escape")
+    page.locator("#jp-menu-panel").wait_for()  # out of the slides: an ordinary JupyterLab
+
+
+def test_lab_opens_the_first_lecture_of_the_working_copy(course_lab, root, tmp_path):
+    notebook = course_lab(COURSE_LECTURES=str(root), COURSE_STATE=str(tmp_path / "state"))
+    page, copy = notebook.page, tmp_path / "state" / "lectures" / "07_nothing.ipynb"
+    notebook.settle()
+    notebook.screenshot("opened")
+    assert page.get_by_text("official Jupyter news").count() == 0
+    page.get_by_role("heading", name="A lecture about nothing").dblclick()
+    page.keyboard.type("my own words")
+    page.keyboard.press("Control+s")
+    page.wait_for_timeout(2000)
+    assert "my own words" in copy.read_text(encoding="utf-8")
+    assert "my own words" not in (root / "07_nothing.ipynb").read_text(encoding="utf-8")

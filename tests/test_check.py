@@ -1,0 +1,541 @@
+"""Every check: the right solution passes, and each typical wrong answer gets its own advice."""
+
+import json
+import re
+import socket
+import time
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from course_utils import check
+
+torch.set_num_threads(1)
+
+# ------------------------------------------------------------------------------- right answers, as a student writes them
+
+
+def linf_size(delta):
+    return delta.abs().flatten(1).amax(1)
+
+
+def accuracy(logits, y):
+    return (logits.argmax(1) == y).float().mean()
+
+
+def honest_accuracy(validation, test):
+    return test[validation.index(max(validation))]
+
+
+def descent_step(model, x, target, step_size):
+    x = x.clone().requires_grad_()
+    loss = F.cross_entropy(model(x), target, reduction="sum")
+    g = torch.autograd.grad(loss, x)[0]
+    return (x - step_size * g).detach()
+
+
+def roughness(x):
+    across = x[..., :, 1:] - x[..., :, :-1]
+    down = x[..., 1:, :] - x[..., :-1, :]
+    return (across**2).sum(dim=(1, 2, 3)) + (down**2).sum(dim=(1, 2, 3))
+
+
+def max_normalised(g):
+    largest = g.abs().amax(dim=(1, 2, 3), keepdim=True)
+    return g / torch.where(largest > 0, largest, 1)
+
+
+def fgsm(model, x, y, eps):
+    x = x.clone().requires_grad_()
+    g = torch.autograd.grad(F.cross_entropy(model(x), y), x)[0]
+    return (x + eps * g.sign()).clamp(0, 1).detach()
+
+
+def pgd(model, x, y, eps, step_size, steps):
+    x_adv = x
+    for _ in range(steps):
+        x_adv = x_adv.clone().requires_grad_()
+        g = torch.autograd.grad(F.cross_entropy(model(x_adv), y), x_adv)[0]
+        delta = (x_adv + step_size * g.sign() - x).clamp(-eps, eps)
+        x_adv = (x + delta).clamp(0, 1).detach()
+    return x_adv
+
+
+def targeted_loss(logits, target, x_adv, x, lam):
+    return F.cross_entropy(logits, target, reduction="none") + lam * (x_adv - x).abs().mean(dim=(1, 2, 3))
+
+
+def hit_rate(predicted, y, target):
+    attacked = y != target
+    return (predicted[attacked] == target[attacked]).float().mean()
+
+
+RIGHT = [linf_size, accuracy, honest_accuracy, descent_step, roughness, max_normalised, fgsm, pgd, targeted_loss, hit_rate]
+ATTACKS = {"descent_step": descent_step, "fgsm": fgsm, "pgd": pgd}
+
+# Other ways to be right: a check asks for what the function does, not for how.
+ALSO_RIGHT = {
+    "accuracy": lambda logits, y: sum(int(z.argmax()) == int(label) for z, label in zip(logits, y, strict=True)) / len(y),
+    "honest_accuracy": lambda validation, test: torch.tensor(test)[torch.tensor(validation).argmax()],
+    "descent_step": lambda model, x, target, step_size: descent_step(model, x, target, step_size).float(),
+    "roughness": lambda x: (x.diff(dim=-1) ** 2).flatten(1).sum(1) + (x.diff(dim=-2) ** 2).flatten(1).sum(1),
+    "max_normalised": lambda g: (g / g.abs().amax(dim=(1, 2, 3), keepdim=True)).nan_to_num(0),
+    "fgsm": lambda model, x, y, eps: x + (x + eps * gradient(model, x, y).sign()).clamp(0, 1) - x,
+    "targeted_loss": lambda z, t, a, x, lam: torch.stack(
+        [F.cross_entropy(z[i], t[i]) + lam * (a[i] - x[i]).abs().mean() for i in range(len(x))]
+    ),
+    "hit_rate": lambda predicted, y, target: ((predicted == target) & (y != target)).sum().item() / (y != target).sum().item(),
+}
+
+# ------------------------------------------------------------------------------------------------ typical wrong answers
+
+
+def gradient(model, x, y, loss=F.cross_entropy):
+    x = x.clone().requires_grad_()
+    return torch.autograd.grad(loss(model(x), y), x)[0]
+
+
+def of_softmax(logits, y):
+    return F.cross_entropy(logits.softmax(1), y)
+
+
+def through_the_weights(model, x, y, eps):
+    x = x.clone().requires_grad_()
+    F.cross_entropy(model(x), y).backward()
+    return (x + eps * x.grad.sign()).clamp(0, 1).detach()
+
+
+def train_mode(model, x, y, eps):
+    model.train()
+    return fgsm(model, x, y, eps)
+
+
+def moves_the_weights(model, x, y, eps):
+    with torch.no_grad():
+        for p in model.parameters():
+            p += eps
+    return fgsm(model, x, y, eps)
+
+
+def in_place(model, x, y, eps):
+    return x.add_(eps * gradient(model, x, y).sign()).clamp_(0, 1)
+
+
+def marks_the_input(model, x, y, eps):
+    x.requires_grad_()
+    return (x + eps * torch.autograd.grad(F.cross_entropy(model(x), y), x)[0].sign()).clamp(0, 1)
+
+
+def never_marked(model, x, y, eps):
+    return x + eps * torch.autograd.grad(F.cross_entropy(model(x), y), x)[0].sign()
+
+
+def marked_too_late(model, x, y, eps):
+    loss = F.cross_entropy(model(x), y)
+    x = x.clone().requires_grad_()
+    return x + eps * torch.autograd.grad(loss, x)[0].sign()
+
+
+def adds_to_a_leaf(model, x, y, eps):
+    x = x.clone().requires_grad_()
+    x += eps * torch.autograd.grad(F.cross_entropy(model(x), y), x)[0].sign()
+    return x
+
+
+def step(change):
+    """A wrong ``descent_step``: ``change(g, step_size, x)`` is what is returned; ``g`` is the summed gradient."""
+    return lambda model, x, target, step_size: change(len(x) * gradient(model, x, target), step_size, x)
+
+
+def signed(change):
+    """A wrong ``fgsm``: ``change(g, eps, x)`` is what is returned."""
+    return lambda model, x, y, eps: change(gradient(model, x, y), eps, x)
+
+
+def loop(
+    *, up=1, take=torch.sign, from_x=False, once=False, centre="x", box=True, start=0.0, extra=0, returns_early=False, at_the_end=False
+):
+    """A ``pgd`` with one thing wrong."""
+
+    def wrong_pgd(model, x, y, eps, step_size, steps):
+        x_adv = (x + start * torch.randn_like(x)).clamp(0, 1)
+        g = gradient(model, x, y)
+        for _ in range(steps + extra):
+            now = x if from_x else x_adv
+            g = g if once else gradient(model, now, y)
+            moved = now + up * step_size * take(g)
+            around = {"x": x, "last": x_adv, None: None}[centre]
+            if around is not None and not at_the_end:
+                moved = around + (moved - around).clamp(-eps, eps)
+            x_adv = moved.clamp(0, 1) if box else moved
+            if returns_early:
+                return x_adv
+        return (x + (x_adv - x).clamp(-eps, eps)).clamp(0, 1) if at_the_end else x_adv
+
+    return wrong_pgd
+
+
+def distances(x_adv, x):
+    return (x_adv - x).abs().flatten(1)
+
+
+def ce(logits, target):
+    return F.cross_entropy(logits, target, reduction="none")
+
+
+def changes_the_list(validation, test):
+    best = max(validation)
+    test.sort()
+    return test[validation.index(best)]
+
+
+# exercise -> [(a distinctive part of the advice, the wrong answer)]
+WRONG = {
+    "linf_size": [
+        ("one number for the whole batch", lambda d: d.abs().max()),
+        ("one number for the whole batch", lambda d: d.abs().max().item()),
+        ("the sign got in the way", lambda d: d.flatten(1).amax(1)),
+        ("the mean absolute change", lambda d: d.abs().flatten(1).mean(1)),
+        ("the L2 norm", lambda d: d.flatten(1).norm(dim=1)),
+        ("take .values", lambda d: d.abs().flatten(1).max(1)),
+        ("has shape (3, 1) and should have (3,)", lambda d: d.abs().flatten(1).amax(1, keepdim=True)),
+        ("has shape (3, 2)", lambda d: d.abs().amax(dim=(2, 3))),
+        ("is a list", lambda d: [float(v.abs().max()) for v in d]),
+        ("pixels 0.1, -0.5, 0.2, 0 you return 0.8 and not 0.5", lambda d: d.abs().flatten(1).sum(1)),
+        ("pixels 0.3, 0.1, -0.2, 0.25 you return 0.5 and not 0.3", lambda d: d.abs().max().expand(3)),
+        ("changed its input", lambda d: d.abs_().flatten(1).amax(1)),
+        ("has shape (3, 2, 1, 2)", lambda d: d),
+        ("you return 1 and not 0.5", lambda d: torch.ones(3)),
+    ],
+    "accuracy": [
+        ("the number of hits", lambda z, y: (z.argmax(1) == y).sum()),
+        ("a percentage", lambda z, y: 100 * (z.argmax(1) == y).float().mean()),
+        ("the error rate", lambda z, y: (z.argmax(1) != y).float().mean()),
+        ("not one image counts", lambda z, y: (z.argmax(0) == y).float().mean()),
+        ("not one image counts", lambda z, y: (z.argmax() == y).float().mean()),
+        ("not one image counts", lambda z, y: (z.argmax(1) == y).all()),
+        ("return one number between 0 and 1, not Tensor", lambda z, y: (z.argmax(1) == y).float()),
+        ("accuracy is 1; you return 0.75", lambda z, y: 0.75),
+        ("you return 0.5", lambda z, y: 0.5),
+        ("not Tensor", lambda z, y: z),
+    ],
+    "honest_accuracy": [
+        ("the best test accuracy", lambda v, t: max(t)),
+        ("it flatters", lambda v, t: max(v)),
+        ("the other way round", lambda v, t: v[t.index(max(t))]),
+        ("the last epoch", lambda v, t: t[-1]),
+        ("the index of the epoch", lambda v, t: v.index(max(v))),
+        ("not tuple", lambda v, t: (v.index(max(v)), t[1])),
+        ("you return 0.98049", lambda v, t: sum(t) / len(t)),
+        ("the answer is 0.91", lambda v, t: 0.980),
+        ("the answer is 0.91", lambda v, t: t[1]),
+        ("changed its input", changes_the_list),
+    ],
+    "descent_step": [
+        ("you climb", step(lambda g, s, x: x + s * g)),
+        ("averages over the batch", step(lambda g, s, x: x - s * g / len(x))),
+        ("a step along the sign", step(lambda g, s, x: x - s * g.sign())),
+        ("you clip", step(lambda g, s, x: (x - s * g).clamp(0, 1))),
+        ("step_size is missing", step(lambda g, s, x: x - g)),
+        ("add it to x", step(lambda g, s, x: -s * g)),
+        ("applies the softmax itself", lambda m, x, t, s: x - s * len(x) * gradient(m, x, t, of_softmax)),
+        ("applies the softmax itself", lambda m, x, t, s: x - s * gradient(m, x, t, of_softmax)),
+        ("is not x − step_size", lambda m, x, t, s: descent_step(m, x, (t + 1) % 10, s)),
+        ("x_adv equals x", step(lambda g, s, x: x)),
+        ("is not x − step_size", step(lambda g, s, x: torch.zeros_like(x))),
+    ],
+    "roughness": [
+        ("only one direction", lambda x: x.diff(dim=-1).square().flatten(1).sum(1)),
+        ("only one direction", lambda x: x.diff(dim=-2).square().flatten(1).sum(1)),
+        ("absolute differences", lambda x: x.diff(dim=-1).abs().flatten(1).sum(1) + x.diff(dim=-2).abs().flatten(1).sum(1)),
+        ("the mean over the pixels", lambda x: x.diff(dim=-1).square().flatten(1).mean(1) + x.diff(dim=-2).square().flatten(1).mean(1)),
+        ("the square root", lambda x: roughness(x).sqrt()),
+        ("wraps around", lambda x: ((x - x.roll(1, -1)) ** 2 + (x - x.roll(1, -2)) ** 2).flatten(1).sum(1)),
+        ("one number for the whole batch", lambda x: roughness(x).sum()),
+        ("for the first test image you return", lambda x: x.flatten(1).var(1)),
+        ("for the first test image you return", lambda x: torch.ones(3)),
+        ("has shape (3, 1, 8, 8)", lambda x: x),
+    ],
+    "max_normalised": [
+        ("becomes nan", lambda g: g / g.abs().amax(dim=(1, 2, 3), keepdim=True)),
+        ("the whole batch", lambda g: g / g.abs().max()),
+        ("added to the denominator", lambda g: g / (g.abs().amax(dim=(1, 2, 3), keepdim=True) + 1e-12)),
+        ("added to the denominator", lambda g: g / (g.abs().amax(dim=(1, 2, 3), keepdim=True) + 1e-3)),
+        ("added to the denominator", lambda g: g / g.abs().amax(dim=(1, 2, 3), keepdim=True).clamp(min=1e-8)),
+        ("a negative one can be larger", lambda g: (g / g.amax(dim=(1, 2, 3), keepdim=True)).nan_to_num(0)),
+        ("divides by the length", lambda g: F.normalize(g.flatten(1), dim=1, eps=0).nan_to_num(0).view_as(g)),
+        ("that is the sign", lambda g: g.sign()),
+        ("image by image", lambda g: (g / g.abs().amax(dim=3, keepdim=True)).nan_to_num(0)),
+        ("should stay zero", lambda g: torch.where(g == 0, 1.0, max_normalised(g))),
+        ("image by image", lambda g: g),
+        ("not scaled to 1", lambda g: g / g.abs().flatten(1).amax(1)[:, None, None, None].clamp(min=1e-10)),
+        ("image by image", lambda g: torch.zeros_like(g)),
+        ("changed its input", lambda g: g.div_(g.abs().amax(dim=(1, 2, 3), keepdim=True)).nan_to_num_(0)),
+    ],
+    "fgsm": [
+        ("the step goes down", signed(lambda g, eps, x: (x - eps * g.sign()).clamp(0, 1))),
+        ("Clip to [0,1]", signed(lambda g, eps, x: x + eps * g.sign())),
+        ("eps at most", signed(lambda g, eps, x: (x + g.sign()).clamp(0, 1))),
+        ("use the sign of the gradient", signed(lambda g, eps, x: (x + eps * g).clamp(0, 1))),
+        ("use the sign of the gradient", signed(lambda g, eps, x: (x + eps * max_normalised(g)).clamp(0, 1))),
+        ("applies the softmax itself", lambda m, x, y, eps: (x + eps * gradient(m, x, y, of_softmax).sign()).clamp(0, 1)),
+        ("that of the predicted label", lambda m, x, y, eps: fgsm(m, x, m(x).argmax(1), eps)),
+        ("the right loss", lambda m, x, y, eps: fgsm(m, x, (y + 1) % 10, eps)),
+        ("the right loss", lambda m, x, y, eps: (x + eps * gradient(m, x, y, F.nll_loss).sign()).clamp(0, 1)),
+        (".grad is filled", through_the_weights),
+        ("now in train mode", train_mode),
+        ("weights have changed", moves_the_weights),
+        ("changed its input", in_place),
+        ("switched requires_grad on", marks_the_input),
+        ("must ask for a gradient before", never_marked),
+        ("from the very tensor", marked_too_late),
+        ("in place of x +=", adds_to_a_leaf),
+        ("holds nan or inf", signed(lambda g, eps, x: x + eps * 0 * g / 0)),
+        ("has shape (1, 8, 8)", signed(lambda g, eps, x: (x + eps * g.sign()).clamp(0, 1)[0])),
+        ("x_adv is a tuple", signed(lambda g, eps, x: ((x + eps * g.sign()).clamp(0, 1), g))),
+        ("x_adv equals x", signed(lambda g, eps, x: x)),
+        ("eps at most", signed(lambda g, eps, x: torch.zeros_like(x))),
+    ],
+    "pgd": [
+        ("the steps go down", loop(up=-1)),
+        ("Nothing brings x_adv back", loop(centre=None)),
+        ("not around the last iterate", loop(centre="last")),
+        ("clip to [0,1] in every step", loop(box=False)),
+        ("Is the sign taken", loop(take=lambda g: g)),
+        ("Is the sign taken", loop(take=max_normalised)),
+        ("Is the sign taken", loop(extra=1)),
+        ("one step too few", loop(extra=-1)),
+        ("no pixel moves further than one step", loop(from_x=True)),
+        ("`return` behind the loop", loop(returns_early=True)),
+        ("inside the loop, at the current x_adv", loop(once=True)),
+        ("projection and clipping all inside the loop", loop(at_the_end=True)),
+        ("not at a random point", loop(start=0.01)),
+        ("Is the sign taken, of the gradient for y", lambda m, x, y, eps, s, n: pgd(m, x, (y + 1) % 10, eps, s, n)),
+        (".grad is filled", lambda m, x, y, eps, s, n: through_the_weights(m, x, y, s)),
+        ("now in train mode", lambda m, x, y, eps, s, n: train_mode(m, x, y, s)),
+        ("changed its input", lambda m, x, y, eps, s, n: in_place(m, x, y, s)),
+        ("x_adv equals x", lambda m, x, y, eps, s, n: x),
+        ("away from x", lambda m, x, y, eps, s, n: torch.zeros_like(x)),
+        ("no pixel moves further than one step", lambda m, x, y, eps, s, n: fgsm(m, x, y, s)),
+        ("is not. Is the sign taken", lambda m, x, y, eps, s, n: fgsm(m, x, y, eps)),
+    ],
+    "targeted_loss": [
+        ("λ is missing", lambda z, t, a, x, lam: ce(z, t) + distances(a, x).mean(1)),
+        ("λ is at the wrong term", lambda z, t, a, x, lam: lam * ce(z, t) + distances(a, x).mean(1)),
+        ("the cross-entropy of the target is missing", lambda z, t, a, x, lam: lam * distances(a, x).mean(1)),
+        ("the distance is missing", lambda z, t, a, x, lam: ce(z, t)),
+        ("the sum over the pixels", lambda z, t, a, x, lam: ce(z, t) + lam * distances(a, x).sum(1)),
+        ("the distance has the wrong sign", lambda z, t, a, x, lam: ce(z, t) - lam * distances(a, x).mean(1)),
+        ("the cross-entropy has the wrong sign", lambda z, t, a, x, lam: -ce(z, t) + lam * distances(a, x).mean(1)),
+        ("cancel", lambda z, t, a, x, lam: ce(z, t) + lam * (a - x).flatten(1).mean(1)),
+        ("the mean square", lambda z, t, a, x, lam: ce(z, t) + lam * distances(a, x).square().mean(1)),
+        ("the cross-entropy is averaged", lambda z, t, a, x, lam: F.cross_entropy(z, t) + lam * distances(a, x).mean(1)),
+        ("the distance is averaged", lambda z, t, a, x, lam: ce(z, t) + lam * distances(a, x).mean()),
+        ("applies the softmax itself", lambda z, t, a, x, lam: ce(z.softmax(1), t) + lam * distances(a, x).mean(1)),
+        ("one number for the whole batch", lambda z, t, a, x, lam: F.cross_entropy(z, t) + lam * distances(a, x).mean()),
+        ("has shape (4, 64)", lambda z, t, a, x, lam: ce(z, t)[:, None] + lam * distances(a, x)),
+        ("changed its input", lambda z, t, a, x, lam: ce(z, t) + lam * a.sub_(x).abs().flatten(1).mean(1)),
+        ("the value is not", lambda z, t, a, x, lam: ce(z, t) + lam * distances(a, x).amax(1)),
+        ("the value is not", lambda z, t, a, x, lam: torch.ones(4)),
+        ("has shape (4, 1, 8, 8)", lambda z, t, a, x, lam: a),
+    ],
+    "hit_rate": [
+        ("a 3 anyway", lambda p, y, t: (p == t).float().mean()),
+        ("you divide by all images", lambda p, y, t: ((p == t) & (y != t)).float().mean()),
+        ("every mistake", lambda p, y, t: (p != y)[y != t].float().mean()),
+        ("the error rate", lambda p, y, t: (p != y).float().mean()),
+        ("the number of hits", lambda p, y, t: ((p == t) & (y != t)).sum()),
+        ("each image has its own target", lambda p, y, t: hit_rate(p, y, t[:1].expand(len(y)))),
+        ("each image has its own target", lambda p, y, t: 0.4),
+        ("not Tensor", lambda p, y, t: p),
+        ("you return 0.5", lambda p, y, t: 0.5),
+    ],
+}
+
+
+@pytest.fixture(autouse=True)
+def state(tmp_path, monkeypatch):
+    """No student's own progress is touched."""
+    monkeypatch.setenv("COURSE_STATE", str(tmp_path / "state"))
+    return tmp_path / "state"
+
+
+@pytest.fixture
+def say(capsys):
+    """Runs a check and returns what it prints."""
+
+    def run(name, fn):
+        getattr(check, name)(fn)
+        return capsys.readouterr().out
+
+    return run
+
+
+def test_every_exercise_is_tested_here():
+    names = [fn.__name__ for fn in RIGHT]
+    assert names == list(check.EXERCISES) == list(WRONG)
+
+
+@pytest.mark.parametrize("fn", RIGHT, ids=lambda fn: fn.__name__)
+def test_right_answer_passes_and_is_remembered(fn, say):
+    assert say(fn.__name__, fn).startswith(f"● {fn.__name__}: right. ")
+    assert set(check.solved()) == {fn.__name__}
+
+
+@pytest.mark.parametrize("name", ALSO_RIGHT)
+def test_other_ways_to_be_right(name, say):
+    assert say(name, ALSO_RIGHT[name]).startswith("● ")
+
+
+@pytest.mark.parametrize(
+    ("name", "phrase", "fn"),
+    [pytest.param(name, phrase, fn, id=f"{name}-{phrase}") for name, cases in WRONG.items() for phrase, fn in cases],
+)
+def test_wrong_answer_gets_its_advice(name, phrase, fn, say):
+    said = say(name, fn)
+    assert said.startswith(f"○ {name}: ")
+    assert phrase in said
+    assert check.solved() == {}
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+@pytest.mark.parametrize(
+    ("spoil", "phrase"),
+    [
+        (lambda model, x: model.train(), "now in train mode"),
+        (lambda model, x: model.output.bias.data.add_(1), "weights have changed"),
+        (lambda model, x: model(x).sum().backward(), ".grad is filled"),
+        (lambda model, x: x.mul_(0.5), "changed its input"),
+        (lambda model, x: x.requires_grad_(), "switched requires_grad on"),
+    ],
+    ids=["train", "weights", "grad", "input", "flag"],
+)
+def test_an_attack_leaves_model_and_input_as_found(name, spoil, phrase, say):
+    def spoiling(model, x, *rest):
+        result = ATTACKS[name](model, x, *rest)
+        spoil(model, x)
+        return result
+
+    assert phrase in say(name, spoiling)
+
+
+@pytest.mark.parametrize("name", check.EXERCISES)
+def test_stub_none_and_errors(name, say):
+    def stub(*_):
+        raise NotImplementedError
+
+    def broken(*_):
+        raise KeyError("oops")
+
+    assert "not attempted yet" in say(name, stub)
+    assert "returns None. Is the `return` missing?" in say(name, lambda *_: None)
+    assert "your function raises KeyError: 'oops'" in say(name, broken)
+    assert "takes 0 positional arguments" in say(name, lambda: None)
+    assert "give the function itself" in say(name, None)
+    assert "give the function itself" in say(name, torch.zeros(2))
+
+
+@pytest.mark.parametrize("fn", RIGHT, ids=lambda fn: fn.__name__)
+def test_constants_and_other_types_are_wrong(fn, say):
+    for value in (0, 0.75, 0.98, 0.4, True, float("nan"), "text", [], {}, torch.zeros(()), torch.tensor([]), torch.zeros(3), torch.ones(4)):
+        assert say(fn.__name__, lambda *_, value=value: value).startswith("○ ")
+    assert say(fn.__name__, lambda *arguments: arguments[0]).startswith("○ ")
+
+
+@pytest.mark.parametrize("fn", RIGHT, ids=lambda fn: fn.__name__)
+def test_quick_offline_and_without_a_trace(fn, say, monkeypatch):
+    def refuse(*_):
+        raise AssertionError("a check needs no network")
+
+    def random_and_right(*arguments):
+        torch.manual_seed(1)
+        torch.rand(3)
+        return fn(*arguments)
+
+    monkeypatch.setattr(socket, "socket", refuse)
+    before, started = torch.get_rng_state(), time.thread_time()  # of this thread, whatever else the machine is doing
+    assert say(fn.__name__, random_and_right).startswith("● ")
+    assert time.thread_time() - started < 1
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_check_gives_the_same_verdict_under_any_global_seed(say):
+    for seed in range(3):
+        torch.manual_seed(seed)
+        assert say("pgd", pgd).startswith("● ")
+        assert "at the current x_adv" in say("pgd", loop(once=True))
+
+
+def test_a_solution_does_not_count_as_progress(say, state):
+    def fgsm_solution(*arguments):
+        return fgsm(*arguments)
+
+    assert say("fgsm", fgsm_solution).startswith("● ")
+    assert check.solved() == {}
+    assert not state.exists()
+
+
+def test_progress_keeps_the_first_day(say, state):
+    state.mkdir()
+    (state / "progress.json").write_text('{"fgsm": "2020-01-01"}')
+    say("fgsm", fgsm)
+    say("pgd", pgd)
+    done = json.loads((state / "progress.json").read_text())
+    assert done["fgsm"] == "2020-01-01"
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d", done["pgd"])
+
+
+@pytest.mark.parametrize("damage", [b"", b'{"fgsm": ', b"[1, 2]", b"3", b"null", b"\xff\xfe\x00"])
+def test_a_damaged_progress_file_is_started_anew(damage, say, state):
+    state.mkdir()
+    (state / "progress.json").write_bytes(damage)
+    check.progress()
+    assert say("fgsm", fgsm).splitlines()[-1].startswith("● ")
+    assert set(check.solved()) == {"fgsm"}
+
+
+def test_progress_that_cannot_be_kept_is_said(say, state, monkeypatch):
+    state.write_text("a file stands where the folder should be")
+    said = say("fgsm", fgsm)
+    assert said.startswith("● fgsm")
+    assert "could not be kept" in said
+    assert "COURSE_STATE" in said
+    check.progress()
+
+
+def test_progress_shows_the_ladder(say, capsys):
+    say("fgsm", fgsm)
+    check.progress()
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == len(check.EXERCISES) + 1
+    assert [line.split()[2] for line in lines[:-1]] == list(check.EXERCISES)
+    assert [line.split()[2] for line in lines if line.startswith("●")] == ["fgsm"]
+    assert lines[-1] == f"1 of {len(check.EXERCISES)} solved"
+    lectures = [line.split()[1] for line in lines[:-1]]
+    assert lectures == sorted(lectures)
+
+
+def test_hints_come_in_levels(capsys):
+    count = len(check.EXERCISES["fgsm"].hints)
+    said = []
+    for level in range(count + 2):
+        check.hint("fgsm", level)
+        said.append(capsys.readouterr().out)
+    assert said[0] == said[1]  # below the first is the first
+    assert said[1].startswith(f"Hint 1 of {count}: ")
+    assert 'check.hint("fgsm", 2)' in said[1]
+    assert "last hint" in said[count]
+    assert said[count] == said[count + 1]
+    assert len(set(said[1:-1])) == count
+
+
+@pytest.mark.parametrize("item", check.EXERCISES.values(), ids=lambda item: item.name)
+def test_every_exercise_has_hints(item):
+    assert item.hints
+    assert all(text.strip() for text in item.hints)
+
+
+def test_an_unknown_exercise_has_no_hint():
+    with pytest.raises(ValueError, match="name is 'nothing'; the exercises are linf_size"):
+        check.hint("nothing")

@@ -1,0 +1,87 @@
+"""The networks: shapes, names, sizes."""
+
+from functools import partial
+
+import pytest
+import torch
+
+from course_utils import models
+from course_utils.runtime import generator
+
+# Parameters by hand: a convolution has (inputs · k · k + 1) · filters, a dense layer (inputs + 1) · outputs.
+SIZES = {
+    "slides_cnn": (models.slides_cnn, 26 * 10 + (250 + 1) * 20 + (20 * 4 * 4 + 1) * 100 + 101 * 10),
+    "lenet": (models.lenet, 26 * 20 + (500 + 1) * 50 + (50 * 4 * 4 + 1) * 100 + 101 * 10),
+    "lenet 500": (partial(models.lenet, 500, 0.5), 26 * 20 + (500 + 1) * 50 + (50 * 4 * 4 + 1) * 500 + 501 * 10),
+    "deep_cnn": (models.deep_cnn, 10 * 8 + 73 * 8 + 73 * 16 + 145 * 16 + 145 * 32 + 289 * 32 + (32 * 3 * 3 + 1) * 100 + 101 * 10),
+    "mlp": (partial(models.mlp, 100), 785 * 100 + 101 * 10),
+    "mlp 2": (partial(models.mlp, 30, 20), 785 * 30 + 31 * 20 + 21 * 10),
+    "logistic": (models.logistic, 785 * 10),
+    "binary_logistic": (models.binary_logistic, 785),
+}
+
+
+@pytest.mark.parametrize(("build", "parameters"), SIZES.values(), ids=SIZES.keys())
+def test_shape_and_number_of_parameters(build, parameters):
+    model = build()
+    classes = 2 if build is models.binary_logistic else 10
+    assert model(torch.rand(3, 1, 28, 28)).shape == (3, classes)
+    assert sum(p.numel() for p in model.parameters()) == parameters
+
+
+def test_the_slides_cnn_is_the_slides_cnn():
+    model = models.slides_cnn()
+    assert model.conv1.weight.shape == (10, 1, 5, 5)  # lecture 01 draws these
+    assert model.conv2.weight.shape == (20, 10, 5, 5)
+    kinds = [type(layer).__name__ for layer in model]
+    assert kinds == ["Conv2d", "ReLU", "MaxPool2d", "Conv2d", "ReLU", "MaxPool2d", "Flatten", "Linear", "ReLU", "Linear"]
+
+
+@pytest.mark.parametrize("build", [models.slides_cnn, models.lenet, models.deep_cnn])
+@pytest.mark.parametrize("size", [28, 32, 48])
+def test_other_channels_sizes_and_classes(build, size):
+    model = build(channels=3, size=size, classes=7)
+    assert model(torch.rand(2, 3, size, size)).shape == (2, 7)
+
+
+@pytest.mark.parametrize("build", [partial(models.mlp, 20), models.logistic])
+def test_dense_networks_take_any_shape_of_that_many_pixels(build):
+    model = build(pixels=3 * 32 * 32, classes=4)
+    assert model(torch.rand(2, 3, 32, 32)).shape == (2, 4)
+
+
+@pytest.mark.parametrize("build", [build for build, _ in SIZES.values()], ids=SIZES.keys())
+def test_logits_not_probabilities(build):
+    torch.manual_seed(0)
+    logits = build().eval()(torch.rand(20, 1, 28, 28, generator=generator(0)))
+    assert (logits < 0).any()
+    assert not torch.allclose(logits.sum(1), torch.ones(20), atol=0.01)
+
+
+def test_zero_first():
+    z = torch.tensor([[1.5], [-2.0]], requires_grad=True)
+    logits = models.ZeroFirst()(z)
+    assert logits.tolist() == [[0, 1.5], [0, -2.0]]
+    torch.testing.assert_close(logits.softmax(1)[:, 1], torch.sigmoid(z[:, 0]))  # logistic regression as it should be
+    logits[:, 1].sum().backward()
+    assert z.grad.tolist() == [[1], [1]]
+
+
+def test_dropout_is_off_unless_asked_for():
+    x = torch.rand(4, 1, 28, 28)
+    plain, dropping = models.lenet().train(), models.lenet(dropout=0.5).train()
+    assert torch.equal(plain(x), plain(x))
+    assert not torch.equal(dropping(x), dropping(x))
+
+
+@pytest.mark.parametrize(("build", "size"), [(models.slides_cnn, 15), (models.lenet, 4), (models.deep_cnn, 7)])
+def test_too_small_images_are_refused(build, size):
+    with pytest.raises(ValueError, match=f"size is {size};.*larger images"):
+        build(size=size)
+    assert build(size=16)(torch.rand(1, 1, 16, 16)).shape == (1, 10)
+
+
+@pytest.mark.parametrize("widths", [(), (0,), (10, -1)])
+def test_an_mlp_needs_widths(widths):
+    with pytest.raises(ValueError, match=r"widths is .*use logistic\(\)"):
+        models.mlp(*widths)
