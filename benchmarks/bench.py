@@ -189,9 +189,9 @@ from course_utils import models
 from course_utils.attacks import CHUNK, pgd
 model, x = models.slides_cnn(), torch.rand(10_000, 1, 28, 28)
 y = torch.zeros(10_000, dtype=torch.long)
-pgd(model, x[: CHUNK["cpu"]], y[: CHUNK["cpu"]], eps=0.1, norm={norm!r}, steps=3)
+pgd(model, x[: CHUNK["cpu"]], y[: CHUNK["cpu"]], eps=0.1, norm={norm!r}, steps=2)
 before = peak_mib()
-pgd(model, x, y, eps=0.1, norm={norm!r}, steps=3)
+pgd(model, x, y, eps=0.1, norm={norm!r}, steps=2)
 print(peak_mib() - before)
 """
 

@@ -61,9 +61,7 @@ class Images:
                 raise ValueError(f"x has values from {low:g} to {high:g}; bring them into [0, 1], such as by x / 255.")
             low, high = (bound.item() for bound in self.y.aminmax())
             if low < 0 or high >= len(self.classes):
-                raise ValueError(
-                    f"y is from {low} to {high}, but classes has {len(self.classes)} names; give 0 to K-1."
-                )
+                raise ValueError(f"y is from {low} to {high}, but classes has {len(self.classes)} names; give 0 to K-1.")
 
     def __len__(self) -> int:
         return len(self.y)

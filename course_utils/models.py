@@ -7,7 +7,6 @@ layer of the model, so that an ε always means pixels.
 from collections import OrderedDict
 
 import torch
-import torchvision
 from torch import Tensor, nn
 
 

@@ -721,9 +721,7 @@ def test_load_folder(zoo):
     assert torch.equal(some.x[:, 0, 0, 0] * 255, torch.tensor([0.0, 0, 0, 100, 100, 100]))
 
 
-@pytest.mark.parametrize(
-    "arguments, shape", [({"size": 5}, (3, 5, 5)), ({"size": (2, 3), "grayscale": True}, (1, 2, 3))]
-)
+@pytest.mark.parametrize("arguments, shape", [({"size": 5}, (3, 5, 5)), ({"size": (2, 3), "grayscale": True}, (1, 2, 3))])
 def test_load_folder_resizes(zoo, arguments, shape):
     Image.new("L", (9, 9)).save(zoo / "cat" / "other.png")
     assert data.load_folder(str(zoo), **arguments).x.shape == (7, *shape)
