@@ -19,7 +19,7 @@ import urllib.parse
 import urllib.request
 import webbrowser
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import nbformat
@@ -27,7 +27,7 @@ from jupyter_client.asynchronous import AsyncKernelClient
 from jupyter_core.paths import jupyter_runtime_dir
 from jupyter_server.serverapp import list_running_servers
 from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError
+from nbclient.exceptions import CellExecutionError, DeadKernelError
 from nbformat.sign import NotebookNotary
 
 from course_utils import notebooks
@@ -120,8 +120,8 @@ def working_copy() -> Path:
 
 
 @contextmanager
-def _server(root: Path, settings: dict, *arguments: str) -> Iterator[subprocess.Popen]:
-    """JupyterLab as a child process with ``settings`` as defaults, below the user's own."""
+def _server(root: Path, settings: dict, *arguments: str, log: Path | None = None) -> Iterator[subprocess.Popen]:
+    """JupyterLab as a child process with ``settings`` as defaults, below the user's own. It talks to the terminal, or else into ``log``."""
     with tempfile.TemporaryDirectory(prefix="course-lab-") as folder:
         write_atomic(Path(folder) / "labconfig" / "default_setting_overrides.json", json.dumps(settings))
         environment = os.environ | {
@@ -134,13 +134,14 @@ def _server(root: Path, settings: dict, *arguments: str) -> Iterator[subprocess.
         for name in ("SIGTERM", "SIGHUP"):  # a closed terminal must not leave a server with its kernels behind
             if hasattr(signal, name):
                 signal.signal(getattr(signal, name), lambda number, _frame: sys.exit(128 + number))
-        server = subprocess.Popen(command, env=environment)
-        try:
-            yield server
-        finally:
-            if server.poll() is None:
-                server.terminate()
-            _wait(server)
+        with open(log, "w") if log else nullcontext() as output:
+            server = subprocess.Popen(command, env=environment, stdout=output, stderr=output)
+            try:
+                yield server
+            finally:
+                if server.poll() is None:
+                    server.terminate()
+                _wait(server)
 
 
 def _wait(server: subprocess.Popen) -> int:
@@ -201,12 +202,12 @@ def _speaker_notes(notebook: nbformat.NotebookNode) -> str:
     return "\n".join(lines)
 
 
-def _address(server: subprocess.Popen, root: Path, *, patience: float = 60) -> tuple[str, str]:
+def _address(server: subprocess.Popen, root: Path, log: Path, *, patience: float = 60) -> tuple[str, str]:
     """Address (with a final slash) and token of the server of the folder ``root``, as soon as it answers."""
     end = time.monotonic() + patience
     while time.monotonic() < end:
         if server.poll() is not None:
-            raise SystemExit(f"JupyterLab ended with status {server.returncode}; its message stands above.")
+            raise SystemExit(f"{log.read_text(errors='replace')}\nJupyterLab ended with status {server.returncode}.")
         # by folder, not by process id: on Windows the process started here is not yet the server
         for info in list_running_servers():
             if Path(info["root_dir"]) == root:
@@ -233,6 +234,7 @@ async def _run(notebook: nbformat.NotebookNode, connection_file: str) -> None:
     runner = NotebookClient(notebook, record_timing=False)
     runner.kc = AsyncKernelClient(connection_file=connection_file)
     runner.kc.load_connection_file()
+    runner.kc.hb_channel.time_to_dead = 10.0  # seconds without a sign of life; a busy laptop may need more than the usual one
     runner.kc.start_channels()
     try:
         await runner.kc.wait_for_ready(timeout=60)
@@ -262,10 +264,11 @@ def present(lecture: str, extra_args: Sequence[str] = ()) -> int:
     # settings of its own also because the deck notes in them that it is running, and the next `course lab` would start as slides
     write_atomic(folder / ".settings/@jupyterlab/apputils-extension/themes.jupyterlab-settings", json.dumps(SLIDE_FONTS))
     arguments = [f"--LabApp.user_settings_dir={folder / '.settings'}", f"--LabApp.workspaces_dir={folder / '.workspaces'}"]
-    arguments += ["--log-level=ERROR", "--ServerApp.show_banner=False", *extra_args, "--no-browser"]
+    arguments += [*extra_args, "--no-browser"]  # the browser comes when the slides are ready
     try:
-        with _server(folder, SLIDE_SETTINGS, *arguments) as server:
-            url, token = _address(server, folder)
+        log = folder / ".jupyter.log"  # the terminal is for the speaker
+        with _server(folder, SLIDE_SETTINGS, *arguments, log=log) as server:
+            url, token = _address(server, folder, log)
             print(f"Preparing {name}: a presentation starts with everything run.", flush=True)
             asyncio.run(_run(notebook, _start_kernel(name, url, token)))
             notes = _speaker_notes(notebook)
@@ -287,6 +290,8 @@ def present(lecture: str, extra_args: Sequence[str] = ()) -> int:
             return _wait(server)
     except KeyboardInterrupt:  # while it was still preparing
         return 130
+    except DeadKernelError:
+        raise SystemExit("\nThe kernel died while the lecture was being run; the usual cause is too little memory.") from None
     finally:
         copy = folder / name
         if copy.exists() and (_digests(copy.read_text(encoding="utf-8")) or {}).get("source") != before:
