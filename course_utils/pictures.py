@@ -20,7 +20,9 @@ def attacked(model: nn.Module, x: Tensor, x_adv: Tensor, y: int, classes: Sequen
     plots.draw_image(axes[0], x[0], f"original\nseen as {classes[before.argmax()]}, {before.max():.0%}")
     plots.draw_image(axes[1], delta, f"perturbation\nlargest {delta.abs().max():.3f}", signed=True)
     fooled = int(after.argmax()) != y
-    plots.draw_image(axes[2], x_adv[0], f"result\nseen as {classes[after.argmax()]}, {after.max():.0%}", colour=plots.WRONG if fooled else "black")
+    plots.draw_image(
+        axes[2], x_adv[0], f"result\nseen as {classes[after.argmax()]}, {after.max():.0%}", colour=plots.WRONG if fooled else "black"
+    )
     plots.probabilities(axes[3], after, classes, mark=y, title="outlined: true class")
     if title:
         fig.suptitle(title)
