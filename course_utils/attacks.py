@@ -367,9 +367,9 @@ def pgd(
     seed = int(torch.randint(2**31, (1,), generator=generator, device=generator.device))
 
     def move(step: int, rows: Tensor, now: Tensor) -> Tensor:
-        direction = _direction(lambda v: sign * margin(model(v), labels[rows]), now, p)
-        delta = now + per_sample(stride[rows], now) * direction - x[rows]
-        return (x[rows] + project(delta, radius[rows], p)).clamp(0, 1)
+        origin, direction = x[rows], _direction(lambda v: sign * margin(model(v), labels[rows]), now, p)
+        delta = now + per_sample(stride[rows], now) * direction - origin
+        return (origin + project(delta, radius[rows], p)).clamp(0, 1)
 
     best = won = height = None
     for restart in range(restarts if steps else 1):

@@ -76,7 +76,7 @@ def project(delta: Float[Tensor, "n ..."], eps: float | Float[Tensor, "n"], p: N
     length = per_sample(norm(delta, p), delta)
     if p == 2:
         outside = length > radius
-        return torch.where(outside, delta * (radius / torch.where(outside, length, 1)), delta)
+        return delta * torch.where(outside, radius / torch.where(outside, length, 1), 1)
     # L1: shrink every coordinate by the theta that leaves exactly the radius.
     sizes, _ = delta.flatten(1).abs().sort(dim=1, descending=True)
     excess = sizes.cumsum(1) - radius.reshape(-1, 1)
