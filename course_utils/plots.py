@@ -130,7 +130,8 @@ def probabilities(ax, p: Tensor, classes: Sequence[str], *, mark: int | None = N
     if mark is not None:
         bars[mark].set_edgecolor(WRONG)
         bars[mark].set_linewidth(3)
-    ax.set(xticks=range(len(p)), ylim=(0, 1.05), ylabel="probability", title=title)
+    # above, not beside: a label beside the axis comes to lie on a picture to its left
+    ax.set(xticks=range(len(p)), ylim=(0, 1.05), title=f"probability\n{title}" if title else "probability")
     if max(map(len, classes)) < 3:
         ax.set_xticklabels(classes)
     else:
