@@ -22,7 +22,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from course_utils import runtime
-from course_utils.geometry import Norm, check_norm, per_sample, project, steepest
+from course_utils.geometry import Norm, check_norm, dual_norm, per_sample, project, steepest
 from course_utils.geometry import norm as size_of
 from course_utils.training import eval_mode, predict
 
@@ -131,10 +131,15 @@ def _gradient(value: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Ten
         return torch.autograd.grad(values.sum(), x)[0], values.detach()
 
 
-def _direction(value: Callable[[Tensor], Tensor], x: Tensor, p: Norm) -> Tensor:
-    """The steepest direction in which ``value(x)`` grows. In L1, where a step is one pixel, a pixel at the end of [0,1] passes its turn."""
+def loss_gradient(model: nn.Module, x: Float[Tensor, "n ..."], y: Labels) -> Tensor:
+    """The gradient of ``margin`` with respect to ``x``, in the model's present mode: the direction in which cross-entropy grows most."""
+    return _gradient(lambda v: margin(model(v), y), x)[0]
+
+
+def _direction(value: Callable[[Tensor], Tensor], x: Tensor, p: Norm, box: bool) -> Tensor:
+    """The steepest direction in which ``value(x)`` grows. In L1, where a step is one pixel, a pixel at the end of the box passes its turn."""
     g, _ = _gradient(value, x)
-    if p == 1:
+    if p == 1 and box:
         g = g.masked_fill((x >= 1) & (g > 0) | (x <= 0) & (g < 0), 0)
     return steepest(g, p)
 
@@ -144,6 +149,10 @@ def _goal(y: Tensor | None, target: Tensor | None) -> tuple[Tensor | None, int, 
     if y is None and target is None:
         raise ValueError("y and target are both missing; give y to leave a class, or target to reach one.")
     return (y, 1, "y") if target is None else (target, -1, "target")
+
+
+def _clip(x_adv: Tensor, box: bool) -> Tensor:
+    return x_adv.clamp(0, 1) if box else x_adv
 
 
 def _one_each(value: float | Tensor, x: Tensor) -> Tensor:
@@ -222,8 +231,7 @@ def fake_image(
 
     def move(step: int, rows: Tensor, now: Tensor) -> Tensor:
         gradient, _ = _gradient(lambda v: loss(model(v), target[rows]) + smoothness * roughness(v), now)
-        moved = now - step_size * gradient
-        return moved.clamp(0, 1) if box else moved
+        return _clip(now - step_size * gradient, box)
 
     return _walk(model, x.clone(), steps, move, on_step)
 
@@ -317,9 +325,16 @@ def targeted(
 
 
 def fgsm(
-    model: nn.Module, x: Images, y: Labels | None = None, *, eps: float | Tensor, norm: Norm = "inf", target: Labels | None = None
+    model: nn.Module,
+    x: Images,
+    y: Labels | None = None,
+    *,
+    eps: float | Tensor,
+    norm: Norm = "inf",
+    target: Labels | None = None,
+    box: bool = True,
 ) -> Images:
-    """One full step in the steepest direction: x + ε · steepest(∇ loss), clipped to [0,1].
+    """One full step in the steepest direction: x + ε · steepest(∇ loss), clipped to [0,1] unless ``box=False``.
 
     Goodfellow, Shlens and Szegedy, "Explaining and Harnessing Adversarial Examples", section 4, for L∞; ``norm`` 2 and 1 follow from the
     same formula. Up the loss of ``y``, or down the loss of ``target`` when one is given (``y`` is then not needed).
@@ -329,10 +344,120 @@ def fgsm(
     p, radius = check_norm(norm), _one_each(eps, x)
 
     def move(step: int, rows: Tensor, now: Tensor) -> Tensor:
-        direction = _direction(lambda v: sign * margin(model(v), labels[rows]), now, p)
-        return (now + per_sample(radius[rows], now) * direction).clamp(0, 1)
+        direction = _direction(lambda v: sign * margin(model(v), labels[rows]), now, p, box)
+        return _clip(now + per_sample(radius[rows], now) * direction, box)
 
     return _walk(model, x.clone(), 1, move)
+
+
+def adv_loss(model: nn.Module, x: Images, y: Labels, *, eps: float | Tensor, norm: Norm = 2, box: bool = True) -> Images:
+    """Adv_Loss of *Learning with Adversary*, section 3.1.1: the step of length ``eps`` that lowers the linearised p_y most.
+
+    Cross-entropy falls as p_y grows, so −T_y (the source forgets the minus) and the gradient of the loss point the same way: this is
+    ``fgsm`` in the norm ``norm``. The source does not clip: ``box=False``.
+    """
+    return fgsm(model, x, y, eps=eps, norm=norm, box=box)
+
+
+def adv_loss_sign(model: nn.Module, x: Images, y: Labels, *, eps: float | Tensor, box: bool = True) -> Images:
+    """Adv_Loss_Sign of *Learning with Adversary*: the direction of ``fgsm`` in L∞, the sign of the gradient, at the **L2** length ``eps``."""
+    x, radius = _check(model, x, y, "y", eps=eps), _one_each(eps, x)
+
+    def move(step: int, rows: Tensor, now: Tensor) -> Tensor:
+        sign = _direction(lambda v: margin(model(v), y[rows]), now, "inf", box)
+        return _clip(now + per_sample(radius[rows], now) * steepest(sign, 2), box)
+
+    return _walk(model, x.clone(), 1, move)
+
+
+def adv_alpha(model: nn.Module, x: Images, y: Labels, *, eps: float | Tensor, norm: Norm = 2, box: bool = True) -> Images:
+    """Adv_Alpha of *Learning with Adversary*, section 3.1.2: a step of length ``eps`` towards the nearest class of the linearised softmax.
+
+    The direction is that of ``nearest_boundary`` (Algorithm 1). The source does not clip: ``box=False``.
+    """
+    x, p, radius = _check(model, x, y, "y", eps=eps), check_norm(norm), _one_each(eps, x)
+
+    def move(step: int, rows: Tensor, now: Tensor) -> Tensor:
+        towards, _ = nearest_boundary(model, now, y[rows], norm=p)
+        return _clip(now + per_sample(radius[rows], now) * steepest(towards, p), box)
+
+    return _walk(model, x.clone(), 1, move)
+
+
+def nearest_boundary(
+    model: nn.Module, x: Images, y: Labels, *, norm: Norm = 2, softmax: bool = True
+) -> tuple[Float[Tensor, "n c h w"], Float[Tensor, "n"]]:
+    """The nearest wrong class of the linearised model: its direction, and how far away it is (negative for an image already wrong).
+
+    *Learning with Adversary*, Algorithm 1 with Propositions 2.1 and 2.2: class j takes over at distance (α_y − α_j) / ‖T_j − T_y‖_*, where
+    α is the softmax output and T its Jacobian; the nearest j wins, and the direction is T_j − T_y (the source prints ≤ where its solution
+    needs ≥). With ``softmax=False`` the logits take the place of α: a step of DeepFool. ``steepest(direction, norm)`` times the distance is
+    the minimal perturbation of the linearised model. It needs one backward pass per class, K − 1 times the cost of a loss gradient.
+    """
+    p = check_norm(norm)
+    with torch.enable_grad(), eval_mode(model):
+        x = x.detach().requires_grad_()
+        logits = model(x)
+        lead = logits.gather(1, y[:, None]) - logits  # z_y − z_k
+        others = torch.arange(logits.shape[1] - 1, device=x.device).expand(len(x), -1)
+        others = others + (others >= y[:, None])  # all classes but y
+        leads = lead.gather(1, others)
+        slopes = [-torch.autograd.grad(leads[:, k].sum(), x, retain_graph=k + 1 < leads.shape[1])[0] for k in range(leads.shape[1])]
+        slopes, leads = torch.stack(slopes, 1).flatten(2), leads.detach()  # D_k = ∇(z_k − z_y), shape (N, K − 1, pixels)
+    if softmax:
+        # T_k − T_y = α_k D_k + (α_y − α_k) Σ_j α_j D_j. All of it divided by the largest α_k, which leaves the nearest class and its
+        # direction as they are, so that nothing underflows where the model is sure.
+        log_alpha = logits.detach().log_softmax(1)
+        largest = log_alpha.gather(1, others).amax(1, keepdim=True)
+        alpha = log_alpha.gather(1, others).sub(largest).exp()[:, :, None]
+        ahead = (log_alpha.exp().gather(1, y[:, None]) - log_alpha.exp().gather(1, others))[:, :, None]
+        slopes = alpha * slopes + ahead * (alpha * slopes).sum(1, keepdim=True)
+        leads = ahead.squeeze(2) / largest.exp()
+    distances = leads / dual_norm(slopes.flatten(0, 1), p).view_as(leads)
+    distance, nearest = distances.nan_to_num(torch.inf, torch.inf, -torch.inf).min(1)  # 0/0: a class whose boundary is nowhere in sight
+    return slopes.gather(1, nearest[:, None, None].expand(-1, 1, slopes.shape[2])).view_as(x), distance
+
+
+def deepfool(
+    model: nn.Module,
+    x: Images,
+    y: Labels,
+    *,
+    norm: Norm = 2,
+    steps: int = 50,
+    overshoot: float = 0.02,
+    bisections: int = 12,
+    on_step: OnStep | None = None,
+) -> Images:
+    """A small perturbation that changes the class: step to the nearest boundary of the linearised logits, linearise again, repeat.
+
+    Moosavi-Dezfooli, Fawzi and Frossard, "DeepFool" (CVPR 2016), Algorithm 2; Adv_Alpha on the logits, iterated. Each step goes too far by the
+    share ``overshoot`` of the whole way, an image rests once it is misclassified, and at the end its perturbation is shortened by ``bisections`` halvings between the
+    image and the point reached. An image that is misclassified as it is comes back unchanged; one that withstands all ``steps`` as it was
+    last, which ``succeeded`` tells apart.
+    """
+    x, p = _check(model, x, y, "y", steps, overshoot=overshoot), check_norm(norm)
+    _check_count("bisections", bisections, 0)
+
+    def move(step: int, rows: Tensor, now: Tensor) -> Tensor:
+        direction, distance = nearest_boundary(model, now, y[rows], norm=p, softmax=False)
+        # Too far by a share of the whole way: where [0,1] cuts a step short, the rest alone would approach the boundary for ever.
+        walked = size_of(now - x[rows], p)
+        length = (distance.clamp(min=1e-6) + overshoot * (walked + distance.clamp(min=0))).nan_to_num(0, posinf=0)
+        return (now + per_sample(length, now) * steepest(direction, p)).clamp(0, 1)
+
+    x_adv = x.clone()
+    _walk(model, x_adv, steps, move, on_step, lambda rows: succeeded(model, x_adv[rows], y[rows]))
+    fooled = succeeded(model, x_adv, y)
+    for rows in _chunks(_rows(x)[fooled]):
+        near, far = torch.zeros(len(rows), dtype=x.dtype, device=x.device), torch.ones(len(rows), dtype=x.dtype, device=x.device)
+        delta = x_adv[rows] - x[rows]
+        for _ in range(bisections):
+            middle = (near + far) / 2
+            wrong = succeeded(model, x[rows] + per_sample(middle, delta) * delta, y[rows])
+            far, near = torch.where(wrong, middle, far), torch.where(wrong, near, middle)
+        x_adv[rows] = torch.where(per_sample(far, delta) < 1, x[rows] + per_sample(far, delta) * delta, x_adv[rows])
+    return x_adv
 
 
 def pgd(
@@ -348,12 +473,14 @@ def pgd(
     restarts: int = 1,
     target: Labels | None = None,
     early_stop: bool = False,
+    box: bool = True,
     generator: torch.Generator | None = None,
     on_step: OnStep | None = None,
 ) -> Images:
     """Projected gradient ascent in the ball ‖x_adv − x‖ ≤ ``eps`` (a number, or one per image): steepest step, project, clip, repeat.
 
-    Madry et al., "Towards Deep Learning Models Resistant to Adversarial Attacks", section 2.1. ``step_size`` is by default 2.5·eps/steps.
+    Madry et al., "Towards Deep Learning Models Resistant to Adversarial Attacks", section 2.1. ``step_size`` is by default 2.5·eps/steps;
+    ``box=False`` leaves out the clipping to [0,1], as some papers do.
     The first run starts at ``x``, or at a random point with ``random_start=True``; the other ``restarts`` always start at random, and each
     image keeps its best run: success first, then the larger margin. With ``early_stop=True`` an image rests once it is misclassified (or
     classified as ``target``). Steps are counted on through the restarts.
@@ -367,9 +494,9 @@ def pgd(
     seed = int(torch.randint(2**31, (1,), generator=generator, device=generator.device))
 
     def move(step: int, rows: Tensor, now: Tensor) -> Tensor:
-        origin, direction = x[rows], _direction(lambda v: sign * margin(model(v), labels[rows]), now, p)
+        origin, direction = x[rows], _direction(lambda v: sign * margin(model(v), labels[rows]), now, p, box)
         delta = now + per_sample(stride[rows], now) * direction - origin
-        return (origin + project(delta, radius[rows], p)).clamp(0, 1)
+        return _clip(origin + project(delta, radius[rows], p), box)
 
     best = won = height = None
     for restart in range(restarts if steps else 1):
@@ -377,7 +504,7 @@ def pgd(
         if steps and (random_start or restart):
             for rows in _chunks(_rows(x)):
                 noise = project(_noise(x[rows], rows, radius[rows], seed, restart), radius[rows], p)
-                x_adv[rows] = (x[rows] + noise).clamp(0, 1)
+                x_adv[rows] = _clip(x[rows] + noise, box)
         watch = on_step and (lambda step, now, done=restart * steps: on_step(done + step, now))
         finished = (lambda rows, now=x_adv: _fooled(predict(model, now[rows]), labels[rows], sign)) if early_stop else None
         _walk(model, x_adv, steps, move, watch, finished)

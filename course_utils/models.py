@@ -70,8 +70,26 @@ def deep_cnn(channels: int = 1, size: int = 28, classes: int = 10) -> nn.Sequent
     return _sequential(**body, dense1=nn.Linear(flat, 100), relu4=nn.ReLU(), dense2=nn.Linear(100, classes))
 
 
-def mlp(*widths: int, pixels: int = 784, classes: int = 10) -> nn.Sequential:
-    """A multi-layer perceptron with ReLU and hidden layers of the given widths: ``mlp(100)``, ``mlp(1000, 1000)``."""
+def madry_cnn(channels: int = 1, size: int = 28, classes: int = 10) -> nn.Sequential:
+    """The network of Madry et al. (ICLR 2018) for MNIST: two 5×5 convolutions (32, 64 filters) with 2×2 max pooling, then 1,024 units."""
+    body = OrderedDict(
+        conv1=nn.Conv2d(channels, 32, 5, padding=2),
+        relu1=nn.ReLU(),
+        pool1=nn.MaxPool2d(2),
+        conv2=nn.Conv2d(32, 64, 5, padding=2),
+        relu2=nn.ReLU(),
+        pool2=nn.MaxPool2d(2),
+        flat=nn.Flatten(),
+    )
+    flat = _flat_size(nn.Sequential(body), channels, size)
+    return _sequential(**body, dense1=nn.Linear(flat, 1024), relu3=nn.ReLU(), dense2=nn.Linear(1024, classes))
+
+
+def mlp(*widths: int, dropout: float = 0.0, pixels: int = 784, classes: int = 10) -> nn.Sequential:
+    """A multi-layer perceptron with ReLU and hidden layers of the given widths: ``mlp(100)``, ``mlp(1000, 1000)``.
+
+    ``dropout`` is the share of the last hidden layer's units that each training step leaves out.
+    """
     if not widths or min(widths) < 1:
         raise ValueError(f"widths is {widths}; name at least one hidden layer of one unit or more, or use logistic().")
     layers = OrderedDict(flat=nn.Flatten())
@@ -80,6 +98,8 @@ def mlp(*widths: int, pixels: int = 784, classes: int = 10) -> nn.Sequential:
         layers[f"dense{i}"] = nn.Linear(inputs, width)
         layers[f"relu{i}"] = nn.ReLU()
         inputs = width
+    if dropout:
+        layers["dropout"] = nn.Dropout(dropout)
     return _sequential(**layers, output=nn.Linear(inputs, classes))
 
 

@@ -5,7 +5,9 @@ A defence is another ``objective``, never another loop.
 
 import hashlib
 import inspect
+import io
 import json
+import math
 import os
 import time
 from collections.abc import Callable
@@ -22,6 +24,8 @@ from torch import Tensor, nn
 
 from course_utils import models, runtime
 from course_utils.data import Images
+
+CHECKPOINT_EVERY = 60  # seconds
 
 Objective = Callable[[nn.Module, Tensor, Tensor], Tensor]  # (model, x, y) -> scalar loss
 
@@ -90,16 +94,20 @@ def fit(
     epochs: int = 3,
     batch_size: int = 128,
     optimizer: Callable[..., torch.optim.Optimizer] = rmsprop,
+    schedule: Callable[[float], float] | None = None,
     seed: int = 0,
     validation: Images | None = None,
     on_epoch: Callable[[int, nn.Module], None] | None = None,
+    checkpoint: Path | None = None,
     verbose: bool = True,
 ) -> History:
     """Trains ``model`` in place on ``images`` and returns the history.
 
     The images lie in memory as one tensor, so a batch is one indexing operation: no workers, no collation. ``seed`` fixes the order of
     the batches; for dropout and the like the global generator is seeded inside a fork and given back as found. ``on_epoch(epoch, model)`` is
-    called after every epoch (1, 2, …). The model is left in eval mode.
+    called after every epoch (1, 2, …). ``schedule(t)`` multiplies the learning rate when the share t of all steps is done, 0 ≤ t < 1. A
+    training of minutes leaves its state in the file ``checkpoint`` between epochs and, called again, goes on from there. The model is left
+    in eval mode.
 
     Raises:
         ValueError: no epochs, an empty batch, or images on another device than the model.
@@ -111,11 +119,14 @@ def fit(
         raise ValueError(f"images are on {images.x.device} and the model on {device}; move one: images.to({str(device)!r}).")
     model.to(memory_format=torch.channels_last)  # a fifth faster on CPUs; the numbers mean the same
     steps = optimizer(model.parameters())
+    total_steps = epochs * math.ceil(len(images) / batch_size)
+    rates = schedule and torch.optim.lr_scheduler.LambdaLR(steps, lambda done: schedule(done / total_steps))
     order = runtime.generator(seed)
     sample = images[: min(len(images), 10_000)]
-    history = History()
     with runtime.seeded(seed):  # for dropout and the like
-        for epoch in range(1, epochs + 1):
+        history = _resume(checkpoint, model, steps, rates, order) if checkpoint else History()
+        saved = time.perf_counter()
+        for epoch in range(len(history.loss) + 1, epochs + 1):
             started = time.perf_counter()
             model.train()
             total = torch.zeros((), device=device)
@@ -124,6 +135,8 @@ def fit(
                 steps.zero_grad(set_to_none=True)
                 loss.backward()
                 steps.step()
+                if rates:
+                    rates.step()
                 total += loss.detach() * len(rows)
             history.loss.append(total.item() / len(images))
             history.seconds.append(time.perf_counter() - started)
@@ -134,8 +147,55 @@ def fit(
                 print(history.last_line(epochs), flush=True)
             if on_epoch is not None:
                 on_epoch(epoch, model)
+            if checkpoint and time.perf_counter() - saved > CHECKPOINT_EVERY and epoch < epochs:
+                _save(checkpoint, model, steps, rates, order, history)
+                saved = time.perf_counter()
     model.eval()
     return history
+
+
+def late_drop(t: float) -> float:
+    """Schedule: the full learning rate for two thirds of the training, then a tenth of it."""
+    return 1.0 if t < 2 / 3 else 0.1
+
+
+def triangle(t: float) -> float:
+    """Schedule: the learning rate climbs from nothing to its full value in the first fifth of the training and sinks to nothing until the end."""
+    return t / 0.2 if t < 0.2 else (1 - t) / 0.8
+
+
+def _save(path: Path, model: nn.Module, steps, rates, order: torch.Generator, history: History) -> None:
+    """All that the next epoch depends on, in one file."""
+    state = {"model": model.state_dict(), "optimizer": steps.state_dict(), "steps": rates and rates.last_epoch}
+    state |= {"order": order.get_state(), "random": torch.get_rng_state(), "history": asdict(history)}
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state_all()
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    try:
+        runtime.write_atomic(path, buffer.getvalue())
+    except OSError as error:
+        print(f"The state of this training could not be kept in {path.parent} ({error}); set COURSE_CACHE to a folder that can be written.")
+
+
+def _resume(path: Path, model: nn.Module, steps, rates, order: torch.Generator) -> History:
+    """Takes up what ``_save`` left; an empty history when there is nothing, or nothing that can be read."""
+    if not os.path.isfile(path):
+        return History()
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # the library raises its own types, and any damage has the same cure
+        print(f"The checkpoint {path.name} is damaged ({error}); training from the beginning.")
+        return History()
+    model.load_state_dict(state["model"])
+    steps.load_state_dict(state["optimizer"])
+    if rates:
+        rates.last_epoch = state["steps"]
+    order.set_state(state["order"])
+    torch.set_rng_state(state["random"])
+    if "cuda" in state:
+        torch.cuda.set_rng_state_all(state["cuda"])
+    return History(**state["history"])
 
 
 def trained(build: Callable[[], nn.Module], images: Images, *, seed: int = 0, **settings) -> tuple[nn.Module, History]:
@@ -144,7 +204,7 @@ def trained(build: Callable[[], nn.Module], images: Images, *, seed: int = 0, **
     ``build`` makes the model (``models.slides_cnn``, or a lambda); ``seed`` fixes its first weights and the order of the batches;
     ``settings`` go to ``fit``. The cache key is made of everything the weights depend on: the model's layers, the images, the seed, the
     settings, the kind of device, and the source of ``models.py``, of ``training.py`` and of the caller's own objective or layers, so that changed code
-    never meets old weights. A damaged file is trained again.
+    never meets old weights. A damaged file is trained again, a training that was cut goes on at its last checkpoint.
 
     Raises:
         ValueError: an objective or optimizer that cannot be named in a key (a lambda; give it a ``key`` attribute), or ``on_epoch``.
@@ -157,12 +217,14 @@ def trained(build: Callable[[], nn.Module], images: Images, *, seed: int = 0, **
     path = runtime.cache_dir() / "weights" / f"{_key(model, images, seed, settings)}.safetensors"
     history = _read_weights(path, model)
     if history is None:
-        history = fit(model, images, seed=seed, **settings)
+        checkpoint = path.with_suffix(".checkpoint")
+        history = fit(model, images, seed=seed, checkpoint=checkpoint, **settings)
         state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
         try:
             runtime.write_atomic(path, safetensors_bytes(state, {"history": json.dumps(asdict(history))}))
         except OSError as error:
             print(f"The trained weights could not be kept in {path.parent} ({error}); set COURSE_CACHE to a folder that can be written.")
+        checkpoint.unlink(missing_ok=True)
     elif settings.get("verbose", True):
         print(f"weights from the cache; last epoch: {history.last_line(len(history.loss))}")
     return model.to(memory_format=torch.channels_last).eval(), history
