@@ -11,6 +11,8 @@ What all of them keep (``tests/test_attacks.py`` holds them to it):
 Bad input is a ``ValueError`` that names the argument, what it got and the cure.
 """
 
+import inspect
+import math
 import warnings
 from collections.abc import Callable
 from numbers import Integral
@@ -65,11 +67,11 @@ def margin(logits: Float[Tensor, "n k"], y: Labels) -> Float[Tensor, "n"]:
     return others.logsumexp(1) - logits.gather(1, y[:, None]).squeeze(1)
 
 
-def _fooled(logits: Float[Tensor, "n k"], labels: Labels, sign: int) -> Bool[Tensor, "n"]:
-    """Whether another class than the label leads (sign 1), or the label leads (sign −1), by more than float32 could blur."""
+def _fooled(logits: Float[Tensor, "n k"], labels: Labels, sign: int, times: int = 1) -> Bool[Tensor, "n"]:
+    """Whether another class than the label leads (sign 1), or the label leads (sign −1), by more than float32 could blur, ``times`` over."""
     own = logits.gather(1, labels[:, None]).squeeze(1)
     best_other = logits.masked_fill(F.one_hot(labels, logits.shape[1]).bool(), -torch.inf).amax(1)
-    return sign * (best_other - own) > 1e-5 * (1 + logits.abs().amax(1))
+    return sign * (best_other - own) > times * 1e-5 * (1 + logits.abs().amax(1))
 
 
 # --------------------------------------------------------------------------------------------------- what attacks share
@@ -115,7 +117,7 @@ def _check(model: nn.Module, x: Tensor, labels: Tensor, name: str, steps: int = 
         warnings.warn(
             "The model's outputs are positive and sum to 1: they look like probabilities. Attacks need logits, the values before softmax; "
             "with probabilities gradients vanish and the model looks more robust than it is. Leave out the last softmax.",
-            stacklevel=3,
+            stacklevel=1 + next(level for level, frame in enumerate(inspect.stack(0)) if frame.filename != __file__),
         )
     return x.detach()
 
@@ -137,11 +139,14 @@ def loss_gradient(model: nn.Module, x: Float[Tensor, "n ..."], y: Labels) -> Ten
 
 
 def _direction(value: Callable[[Tensor], Tensor], x: Tensor, p: Norm, box: bool) -> Tensor:
-    """The steepest direction in which ``value(x)`` grows. In L1, where a step is one pixel, a pixel at the end of the box passes its turn."""
+    """The steepest direction in which ``value(x)`` grows."""
     g, _ = _gradient(value, x)
-    if p == 1 and box:
-        g = g.masked_fill((x >= 1) & (g > 0) | (x <= 0) & (g < 0), 0)
-    return steepest(g, p)
+    return steepest(_with_room(g, x, p, box), p)
+
+
+def _with_room(g: Tensor, x: Tensor, p: Norm, box: bool) -> Tensor:
+    """In L1, where a step is one pixel, a pixel at the end of the box passes its turn."""
+    return g.masked_fill((x >= 1) & (g > 0) | (x <= 0) & (g < 0), 0) if p == 1 and box else g
 
 
 def _goal(y: Tensor | None, target: Tensor | None) -> tuple[Tensor | None, int, str]:
@@ -378,14 +383,14 @@ def adv_alpha(model: nn.Module, x: Images, y: Labels, *, eps: float | Tensor, no
     x, p, radius = _check(model, x, y, "y", eps=eps), check_norm(norm), _one_each(eps, x)
 
     def move(step: int, rows: Tensor, now: Tensor) -> Tensor:
-        towards, _ = nearest_boundary(model, now, y[rows], norm=p)
+        towards, _ = nearest_boundary(model, now, y[rows], norm=p, box=box)
         return _clip(now + per_sample(radius[rows], now) * steepest(towards, p), box)
 
     return _walk(model, x.clone(), 1, move)
 
 
 def nearest_boundary(
-    model: nn.Module, x: Images, y: Labels, *, norm: Norm = 2, softmax: bool = True
+    model: nn.Module, x: Images, y: Labels, *, norm: Norm = 2, softmax: bool = True, box: bool = False
 ) -> tuple[Float[Tensor, "n c h w"], Float[Tensor, "n"]]:
     """The nearest wrong class of the linearised model: its direction, and how far away it is (negative for an image already wrong).
 
@@ -393,6 +398,7 @@ def nearest_boundary(
     α is the softmax output and T its Jacobian; the nearest j wins, and the direction is T_j − T_y (the source prints ≤ where its solution
     needs ≥). With ``softmax=False`` the logits take the place of α: a step of DeepFool. ``steepest(direction, norm)`` times the distance is
     the minimal perturbation of the linearised model. It needs one backward pass per class, K − 1 times the cost of a loss gradient.
+    With ``box=True`` and L1, where one pixel makes the whole step, only pixels count that have room to move in [0,1].
     """
     p = check_norm(norm)
     with torch.enable_grad(), eval_mode(model):
@@ -404,18 +410,27 @@ def nearest_boundary(
         leads = lead.gather(1, others)
         slopes = [-torch.autograd.grad(leads[:, k].sum(), x, retain_graph=k + 1 < leads.shape[1])[0] for k in range(leads.shape[1])]
         slopes, leads = torch.stack(slopes, 1).flatten(2), leads.detach()  # D_k = ∇(z_k − z_y), shape (N, K − 1, pixels)
+    wrong, sizes = leads < 0, leads.abs().log()
     if softmax:
-        # T_k − T_y = α_k D_k + (α_y − α_k) Σ_j α_j D_j. All of it divided by the largest α_k, which leaves the nearest class and its
-        # direction as they are, so that nothing underflows where the model is sure.
+        # T_k − T_y = Σ_j C_kj D_j with C_kj = (α_y − α_k) α_j, but C_kk = α_k (2 α_y + Σ_{j≠y,k} α_j): nothing in it cancels. In logarithms,
+        # each row divided by its largest entry, nothing underflows either, however sure the model is.
         log_alpha = logits.detach().log_softmax(1)
-        largest = log_alpha.gather(1, others).amax(1, keepdim=True)
-        alpha = log_alpha.gather(1, others).sub(largest).exp()[:, :, None]
-        ahead = (log_alpha.exp().gather(1, y[:, None]) - log_alpha.exp().gather(1, others))[:, :, None]
-        slopes = alpha * slopes + ahead * (alpha * slopes).sum(1, keepdim=True)
-        leads = ahead.squeeze(2) / largest.exp()
-    distances = leads / dual_norm(slopes.flatten(0, 1), p).view_as(leads)
-    distance, nearest = distances.nan_to_num(torch.inf, torch.inf, -torch.inf).min(1)  # 0/0: a class whose boundary is nowhere in sight
-    return slopes.gather(1, nearest[:, None, None].expand(-1, 1, slopes.shape[2])).view_as(x), distance
+        log_y, log_k = log_alpha.gather(1, y[:, None]), log_alpha.gather(1, others)
+        sizes = torch.maximum(log_y, log_k) + (-torch.expm1(-leads.abs())).log()  # log |α_y − α_k|
+        self = torch.eye(leads.shape[1], dtype=torch.bool, device=x.device)
+        rest = log_k[:, None, :].masked_fill(self, -torch.inf).logsumexp(2)
+        own = log_k + torch.logaddexp(log_y + math.log(2), rest)
+        log_c = torch.where(self, own[:, :, None], sizes[:, :, None] + log_k[:, None, :])
+        largest = log_c.amax(2, keepdim=True)
+        sign = torch.where(wrong[:, :, None] & ~self, -1, 1)
+        slopes, sizes = (sign * (log_c - largest).exp()) @ slopes, sizes - largest.squeeze(2)
+    slopes = _with_room(slopes, x.detach().flatten(1)[:, None], p, box)
+    lengths = dual_norm(slopes.flatten(0, 1), p).view_as(leads)
+    far = torch.where(lengths > 0, sizes - lengths.log(), torch.inf)  # log |distance|; no slope: a boundary that is nowhere in sight
+    order = torch.where(wrong & (lengths > 0), -far, far.masked_fill(wrong.any(1, keepdim=True), torch.inf))
+    nearest = order.argmin(1, keepdim=True)
+    distance = torch.where(wrong, -far.exp(), far.exp()).gather(1, nearest).squeeze(1)
+    return slopes.gather(1, nearest[:, :, None].expand(-1, 1, slopes.shape[2])).view_as(x), distance
 
 
 def deepfool(
@@ -431,30 +446,35 @@ def deepfool(
 ) -> Images:
     """A small perturbation that changes the class: step to the nearest boundary of the linearised logits, linearise again, repeat.
 
-    Moosavi-Dezfooli, Fawzi and Frossard, "DeepFool" (CVPR 2016), Algorithm 2; Adv_Alpha on the logits, iterated. Each step goes too far by the
-    share ``overshoot`` of the whole way, an image rests once it is misclassified, and at the end its perturbation is shortened by ``bisections`` halvings between the
-    image and the point reached. An image that is misclassified as it is comes back unchanged; one that withstands all ``steps`` as it was
-    last, which ``succeeded`` tells apart.
+    Moosavi-Dezfooli, Fawzi and Frossard, "DeepFool" (CVPR 2016), Algorithm 2; Adv_Alpha on the logits, iterated. Each step goes too far by
+    the share ``overshoot`` of the whole way, an image rests once it is misclassified, and at the end its perturbation is shortened by
+    ``bisections`` halvings between the image and the point reached. An image that is misclassified as it is comes back unchanged; one that
+    withstands all ``steps`` as it was last, which ``succeeded`` tells apart.
     """
     x, p = _check(model, x, y, "y", steps, overshoot=overshoot), check_norm(norm)
     _check_count("bisections", bisections, 0)
+    at_rest = succeeded(model, x, y) if len(x) else y.bool()
+
+    def beyond(rows: Tensor, images: Tensor) -> Tensor:
+        """Misclassified with a lead to spare: these images end so near the boundary that rounding in another batch would change verdicts."""
+        return _fooled(predict(model, images), y[rows], 1, times=2)
 
     def move(step: int, rows: Tensor, now: Tensor) -> Tensor:
-        direction, distance = nearest_boundary(model, now, y[rows], norm=p, softmax=False)
+        direction, distance = nearest_boundary(model, now, y[rows], norm=p, softmax=False, box=True)
         # Too far by a share of the whole way: where [0,1] cuts a step short, the rest alone would approach the boundary for ever.
         walked = size_of(now - x[rows], p)
         length = (distance.clamp(min=1e-6) + overshoot * (walked + distance.clamp(min=0))).nan_to_num(0, posinf=0)
         return (now + per_sample(length, now) * steepest(direction, p)).clamp(0, 1)
 
     x_adv = x.clone()
-    _walk(model, x_adv, steps, move, on_step, lambda rows: succeeded(model, x_adv[rows], y[rows]))
-    fooled = succeeded(model, x_adv, y)
-    for rows in _chunks(_rows(x)[fooled]):
+    _walk(model, x_adv, steps, move, on_step, lambda rows: at_rest[rows] | beyond(rows, x_adv[rows]))
+    moved = _rows(x)[~at_rest]
+    for rows in _chunks(moved[beyond(moved, x_adv[moved])] if len(moved) else moved):
         near, far = torch.zeros(len(rows), dtype=x.dtype, device=x.device), torch.ones(len(rows), dtype=x.dtype, device=x.device)
         delta = x_adv[rows] - x[rows]
         for _ in range(bisections):
             middle = (near + far) / 2
-            wrong = succeeded(model, x[rows] + per_sample(middle, delta) * delta, y[rows])
+            wrong = beyond(rows, x[rows] + per_sample(middle, delta) * delta)
             far, near = torch.where(wrong, middle, far), torch.where(wrong, near, middle)
         x_adv[rows] = torch.where(per_sample(far, delta) < 1, x[rows] + per_sample(far, delta) * delta, x_adv[rows])
     return x_adv

@@ -59,6 +59,7 @@ CURES = {
     "not require grad": "The image must ask for a gradient before the model sees it: x = x.clone().requires_grad_().",
     "not have been used in the graph": "The loss must be computed from the very tensor whose gradient you ask for.",
     "in-place operation": "Write x = x + …, which makes a new tensor, in place of x += ….",
+    "must match the size of tensor": "One number per image, v of shape (N,), fits rows of pixels as v[:, None], images as v[:, None, None, None].",
 }
 
 
@@ -144,7 +145,7 @@ def _call(fn: Callable, *arguments):
     for now, before in zip(arguments, kept, strict=True):
         if not torch.equal(now, before) if isinstance(now, Tensor) else now != before:
             raise NotYet("your function changed its input in place. Work on a copy: x.clone(); or x + delta, which makes a new tensor.")
-        if isinstance(now, Tensor) and now.requires_grad:
+        if isinstance(now, Tensor) and now.requires_grad and not before.requires_grad:
             raise NotYet("your function switched requires_grad on in its input, and the caller keeps it. Write x.clone().requires_grad_().")
     if got is None:
         raise NotYet("your function returns None. Is the `return` missing?")
@@ -185,23 +186,70 @@ def _gradient(value: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     return torch.autograd.grad(value(x).sum(), x)[0]
 
 
-def _attacked(fn: Callable, model: nn.Module, x: Tensor, *arguments) -> Tensor:
-    """Runs a student's attack and holds it to what every attack owes to the model and to the input."""
-    before = {name: p.clone() for name, p in model.state_dict().items()}
-    x_adv = _expect(_call(partial(fn, model), x, *arguments), tuple(x.shape), "x_adv")
+def _state(model: nn.Module) -> dict[str, Tensor]:
+    return {name: p.clone() for name, p in model.state_dict().items()}
+
+
+def _as_found(model: nn.Module, before: dict[str, Tensor]) -> None:
     if model.training:
         raise NotYet(
             "the model was in eval mode and is now in train mode; dropout and batch norm would behave differently. Leave the mode alone."
         )
     if any(not torch.equal(p, before[name]) for name, p in model.state_dict().items()):
-        raise NotYet("the model's weights have changed. An attack moves the image; the weights stay fixed.")
+        raise NotYet("the model's weights have changed. An attack moves the image and a loss only measures; the weights stay fixed.")
     if any(p.grad is not None for p in model.parameters()):
         raise NotYet(
             "the weights' .grad is filled: loss.backward() reaches them too. torch.autograd.grad(loss, x)[0] asks for the image's alone."
         )
+
+
+def _attacked(fn: Callable, model: nn.Module, x: Tensor, *arguments) -> Tensor:
+    """Runs a student's attack and holds it to what every attack owes to the model and to the input."""
+    before = _state(model)
+    x_adv = _expect(_call(partial(fn, model), x, *arguments), tuple(x.shape), "x_adv")
+    _as_found(model, before)
     if torch.equal(x_adv, x):
         raise NotYet("x_adv equals x. Is the step added, and is the gradient taken at the input?")
     return x_adv
+
+
+def _scalar(value) -> Tensor:
+    """A loss to train with: one finite number, with its graph."""
+    if isinstance(value, int | float):
+        raise NotYet("you return a plain number, and no weight can learn from that. Return the tensor, without .item() or float(…).")
+    if not isinstance(value, Tensor):
+        raise NotYet(f"return the loss, a tensor of shape (), not {type(value).__name__}.")
+    if value.numel() != 1:
+        raise NotYet(f"the loss has shape {tuple(value.shape)} and should be one number: the mean over the images.")
+    if not torch.isfinite(value).all():
+        raise NotYet(f"the loss is {value.item()}. What is divided by zero, or too large for exp?")
+    return value.reshape(())
+
+
+def _objective(fn: Callable, model: nn.Module, x: Tensor, *arguments) -> Tensor:
+    """Runs a student's training loss and holds it to what every loss owes to the model and to the input; keeps the graph."""
+    before = _state(model)
+    loss = _scalar(_call(partial(fn, model), x, *arguments))
+    _as_found(model, before)
+    return loss
+
+
+def _slopes(loss: Tensor, weights: list[Tensor]) -> Tensor:
+    """The gradient of a loss with respect to all weights, in one row."""
+    if not loss.requires_grad:
+        raise NotYet("the number is right, but no gradient reaches the weights. Is there a no_grad or a detach() too many?")
+    try:
+        slopes = torch.autograd.grad(loss, weights, retain_graph=True, materialize_grads=True)
+    except RuntimeError as error:
+        if "a second time" not in str(error):
+            raise
+        raise NotYet("the number is right, but autograd.grad has used up its graph, and training needs it: create_graph=True.") from error
+    return torch.cat([g.flatten() for g in slopes])
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    """Whether two gradients agree, up to what float32 could blur."""
+    return _near(a, b, 1e-5 * (1 + b.abs().max().item()))
 
 
 def _per_image(values: Tensor) -> Tensor:
@@ -503,3 +551,337 @@ def hit_rate(fn):
     again = _number(_call(fn, torch.tensor([1, 2, 5]), torch.tensor([0, 0, 5]), torch.tensor([1, 2, 3])))
     if not _near(again, 2 / 3):
         raise NotYet(f"each image has its own target: two of three hits are 0.667; you return {again:.3g}.")
+
+
+@exercise(
+    "05",
+    "The exact adversary of a linear model",
+    "The margin y(⟨w, x + δ⟩ + b) falls most when every pixel takes away as much as it can: look at one pixel, with weight w_i.",
+    "Pixel i changes the margin by y · w_i · δ_i, and |δ_i| ≤ eps. So δ_i is eps or −eps, whichever makes y · w_i · δ_i negative.",
+    "-eps * y[:, None] * w.sign(): shapes (N, 1) and (pixels,) give (N, pixels).",
+)
+def linear_adversary(fn):
+    w = torch.tensor([0.5, -1.5, 2.0, -0.25, 1.0], dtype=torch.float64)
+    y, eps = torch.tensor([1.0, -1.0, -1.0, 1.0], dtype=torch.float64), 0.2
+    got = _call(fn, w, y, eps)
+    if isinstance(got, Tensor) and got.shape == w.shape:
+        raise NotYet("you return one perturbation for the whole batch, and the worst one depends on the label: shape (N, pixels).")
+    got = _expect(got, (4, 5), "delta")
+    labels, sign = y[:, None], w.sign()
+    for wrong, advice in (
+        (eps * labels * sign, "that helps the model: every margin y(⟨w, x⟩ + b) grows. The adversary lowers it; a minus is missing."),
+        (-eps * sign, "all labels get the same perturbation; what harms an image labelled +1 helps one labelled −1. Where is y?"),
+        (eps * sign, "all labels get the same perturbation; what harms an image labelled −1 helps one labelled +1. Where is y?"),
+        (-labels * sign, "eps is missing: the pixels move by 1."),
+        (-eps * labels * w, "that goes along w; in L∞ every pixel may move by eps, also where its weight is small. Take the sign of w."),
+        (-eps * labels * w / w.norm(), "that is the worst case in L2. In L∞ every pixel may move by eps: take the sign of w."),
+        (-eps * labels * w / w.abs().max(), "only the pixel with the largest weight moves by eps; all of them may. Take the sign of w."),
+        (-eps * (2 * labels - 1) * sign, "2y − 1 turns labels 0 and 1 into −1 and +1; y holds −1 and +1 already."),
+        (-eps * labels.clamp(min=0) * sign, "images labelled −1 are left alone. y holds −1 and +1, not 0 and 1."),
+    ):
+        if _near(got, wrong.expand(4, 5)):
+            raise NotYet(advice)
+    if got.abs().max() > eps + 1e-6:
+        raise NotYet(f"a pixel moves by {got.abs().max():.3g}, and eps is {eps}. Every pixel may move by eps at most.")
+    for label, drop in zip(y, 0 - y * (got * w).sum(1), strict=True):
+        if not _near(drop, eps * w.abs().sum()):
+            best = f"the worst perturbation takes {eps * w.abs().sum():.3g}"
+            raise NotYet(f"for an image labelled {label:+.0f} the margin y(⟨w, x⟩ + b) falls by {drop:.3g}, and {best}.")
+
+
+@exercise(
+    "05",
+    "The robust logistic loss",
+    "The worst case lowers every margin y(⟨w, x⟩ + b) by the same amount, eps · ‖w‖₁, whatever the label. Then comes Ψ, then the mean.",
+    "log(1 + exp(−z)) overflows where z is very negative. torch.nn.functional.softplus(v) is log(1 + exp(v)), and does not.",
+    "margin = y * (x @ w + b) - eps * w.abs().sum(); return softplus(-margin).mean().",
+)
+def robust_logistic(fn):
+    rng = runtime.generator(0)
+    w, b = torch.tensor([0.5, -1.5, 2.0, -0.25, 1.0], dtype=torch.float64), torch.tensor(-0.4, dtype=torch.float64)
+    x, y, eps = torch.rand(6, 5, generator=rng, dtype=torch.float64), torch.tensor([1.0, -1.0, -1.0, 1.0, -1.0, 1.0]).double(), 0.3
+    w.requires_grad_(), b.requires_grad_()
+    loss = _scalar(_call(fn, w, b, x, y, eps))
+    if w.grad is not None or b.grad is not None:
+        raise NotYet("w.grad is filled: leave backward() to the training, and return the loss.")
+    score = x @ w + b
+    margin, size = y * score, eps * w.abs().sum()
+    psi = lambda z: F.softplus(-z)  # noqa: E731
+    right = psi(margin - size).mean()
+    for wrong, advice in (
+        (psi(margin).mean(), "that is the clean loss; the adversary takes eps · ‖w‖₁ from every margin."),
+        (psi(margin + size).mean(), "the norm has the wrong sign: the adversary lowers the margin."),
+        (psi(margin).mean() + size, "that is L1 regularisation, the norm beside Ψ. The worst case has it inside Ψ, in the margin."),
+        (psi(margin - size / eps).mean(), "eps is missing: the margin falls by eps · ‖w‖₁."),
+        (
+            psi(margin - eps * w.norm()).mean(),
+            "that is the L2 norm of w. Pixels that may each move by eps take the sum of all |w_i|: the L1 norm.",
+        ),
+        (
+            psi(margin - eps * w.abs().max()).mean(),
+            "that is the L∞ norm of w. The perturbation is bounded in L∞; the weights are measured in the dual norm, L1.",
+        ),
+        (psi(margin - eps * w.sum()).mean(), "without absolute values, weights of both signs cancel."),
+        (psi(margin - eps * w.abs().mean()).mean(), "that is the mean of |w_i|; the L1 norm is their sum."),
+        (psi(y * (score - size)).mean(), "y multiplies the norm too, which helps the images labelled −1. Subtract the norm outside y(…)."),
+        (psi(margin - size).sum(), "that is the sum over the images; take the mean."),
+        (psi(size - margin).mean(), "Ψ(z) is log(1 + exp(−z)), and you have exp(+z): a large margin must cost little."),
+        (psi(y * (x @ w) - size).mean(), "b is missing."),
+        ((margin - size).mean(), "that is the mean margin in the worst case; Ψ is missing."),
+        (psi((2 * y - 1) * score - size).mean(), "2y − 1 turns labels 0 and 1 into −1 and +1; y holds −1 and +1 already."),
+        (
+            psi(y * score[:, None] - size).mean(),
+            "scores of shape (N, 1) times y of shape (N,) pair every image with every label. x @ w has shape (N,).",
+        ),
+    ):
+        if _near(loss, wrong, 1e-5):
+            raise NotYet(advice)
+    if not _near(loss, right, 1e-5):
+        raise NotYet(f"for the test images you return {loss:.4g} and not {right:.4g}.")
+    slopes = _slopes(loss, [w, b])
+    if _same(slopes, _slopes(psi(margin - size.detach()).mean(), [w, b])):
+        raise NotYet("the number is right, but the norm is a constant for the gradient: nothing would make w smaller. Do not detach it.")
+    if not _same(slopes, _slopes(right, [w, b])):
+        raise NotYet("the number is right, but its gradient does not reach w and b in every place. Is something detached?")
+    far = _call(fn, w, b, 2000 * x, -y, eps)
+    should = psi(-y * (2000 * x @ w + b) - size).mean()
+    if not (isinstance(far, Tensor) and _near(far, should, 1e-3) and _slopes(far, [w, b]).isfinite().all()):
+        raise NotYet("for margins like −2000 exp overflows: inf or nan. softplus(−z) is log(1 + exp(−z)) without that.")
+
+
+@exercise(
+    "06",
+    "The loss of adversarial training",
+    "Let the attack move the images, then take the usual loss there, with the true labels.",
+    "x_adv = attack(model, x, y); return F.cross_entropy(model(x_adv), y). The attack's result carries no graph; the loss must.",
+)
+def adversarial_loss(fn):
+    model, x, y = _model(), _images(), torch.arange(6)
+    calls = []
+
+    def attack(model, x, y):
+        calls.append((x.detach().clone(), y.clone()))
+        return attacks.fgsm(model, x, y, eps=0.1)
+
+    loss = _objective(fn, model, x, y, attack)
+    x_adv = attacks.fgsm(model, x, y, eps=0.1)
+    logits, clean = model(x_adv), F.cross_entropy(model(x), y)
+    right = F.cross_entropy(logits, y)
+    for wrong, advice in (
+        (clean, "that is the clean loss. Give the model what attack(model, x, y) returns."),
+        (F.cross_entropy(logits, model(x).argmax(1)), "the label is the model's own prediction; it must learn the true one, y."),
+        (F.cross_entropy(logits, logits.argmax(1)), "the label is the model's own prediction; it must learn the true one, y."),
+        (len(x) * right, "that is the sum over the images; take the mean."),
+        (-right, "the sign is wrong: the attack climbs the loss, the training descends it. Return the loss itself."),
+        ((right + clean) / 2, "the clean loss is mixed in. That is a method too (Goodfellow's), but here only the attacked images count."),
+        (right + clean, "the clean loss is added. Here only the attacked images count."),
+        (F.cross_entropy(logits.softmax(1), y), SOFTMAX_TWICE),
+    ):
+        if _near(loss, wrong, 1e-5):
+            raise NotYet(advice)
+    if not calls:
+        raise NotYet("the attack is never called. x_adv = attack(model, x, y).")
+    if any(not torch.equal(labels, y) for _, labels in calls):
+        raise NotYet("the attack gets other labels than y: it then climbs the loss of another class. attack(model, x, y).")
+    if any(not _near(images, x) for images, _ in calls):
+        raise NotYet("the attack gets other images than x. attack(model, x, y), once.")
+    if not _near(loss, right, 1e-5):
+        raise NotYet(f"the mean cross-entropy on the attacked images is {right:.4g}; you return {loss:.4g}.")
+    weights = list(model.parameters())
+    if not _same(_slopes(loss, weights), _slopes(right, weights)):
+        raise NotYet("the number is right, but its gradient is not that of the cross-entropy on x_adv. Is something detached?")
+
+
+@exercise(
+    "06",
+    "Penalise the gradient of the loss",
+    "Each image has its own loss ℓ and its own gradient ∂ℓ/∂x. The penalty is its squared L2 norm, averaged over the images.",
+    "x = x.clone().requires_grad_(); losses = F.cross_entropy(model(x), y, reduction='none'); differentiate losses.sum(), not the mean.",
+    "torch.autograd.grad(losses.sum(), x, create_graph=True)[0]: only with create_graph can the weights learn from the gradient.",
+    "losses.mean() + lam * g.flatten(1).square().sum(1).mean().",
+)
+def gradient_penalty(fn):
+    model, x, y, lam = _model(), _images(), torch.arange(6), 0.3
+    weights = list(model.parameters())
+    loss = _objective(fn, model, x, y, lam)
+    leaf = x.clone().requires_grad_()
+    losses = F.cross_entropy(model(leaf), y, reduction="none")
+    g = torch.autograd.grad(losses.sum(), leaf, create_graph=True)[0].flatten(1)
+    ce, squares, n = losses.mean(), g.square().sum(1), len(x)
+    penalty = squares.mean()
+    soft = _gradient(lambda v: F.cross_entropy(model(v).softmax(1), y, reduction="none"), x).flatten(1)
+    of_weights = _slopes(ce, weights).square().sum()
+    of_mean = "the gradient is that of the mean loss: each image's is N times too small, its square N² times. Differentiate losses.sum()."
+    images_gradient = "that is the gradient of the weights; the penalty takes the one of the images, ∂ℓ/∂x."
+    for wrong, advice in (
+        (ce, "the penalty is missing."),
+        (lam * penalty, "the cross-entropy itself is missing."),
+        (ce + penalty, "λ is missing: the penalty counts lam times."),
+        (lam * ce + penalty, "λ is at the wrong term: the penalty counts lam times, the cross-entropy once."),
+        (ce - lam * penalty, "the penalty has the wrong sign: minimising would make the gradient large."),
+        (ce + lam * g.norm(dim=1).mean(), "the norm is not squared."),
+        (ce + lam * penalty / n**2, of_mean),
+        (ce + lam * penalty / n, of_mean),  # and summed over the images
+        (ce + lam * squares.sum(), "the penalty is the sum over the images; take the mean, as of the cross-entropy."),
+        (ce + lam * g.square().mean(), "that is the mean over the pixels too; the squared norm of one image is a sum over its pixels."),
+        (ce + lam * g.abs().sum(1).mean(), "that is the L1 norm; the penalty is the squared L2 norm, the sum of squares."),
+        (
+            ce + lam * g.abs().sum(1).square().mean(),
+            "that is the L1 norm, squared; the penalty is the squared L2 norm, the sum of squares.",
+        ),
+        (ce + lam * g.norm(), "that is one norm over the whole batch, not squared. flatten(1) keeps the images apart."),
+        (losses.sum() + lam * penalty, "the cross-entropy is the sum over the images; take the mean."),
+        (losses.sum() + lam * squares.sum(), "both terms are sums over the images; take the mean."),
+        (ce + lam * of_weights, images_gradient),
+        (ce + lam * n**2 * of_weights, images_gradient),
+        (F.cross_entropy(model(x).softmax(1), y) + lam * soft.square().sum(1).mean(), SOFTMAX_TWICE),
+        (ce + lam * soft.square().sum(1).mean(), SOFTMAX_TWICE),
+    ):
+        if _near(loss, wrong, 1e-5):
+            raise NotYet(advice)
+    right = ce + lam * penalty
+    if not _near(loss, right, 1e-5):
+        raise NotYet(f"for the test images the loss is {right:.4g} ({ce:.4g} + lam · {penalty:.4g}); you return {loss:.4g}.")
+    slopes = _slopes(loss, weights)
+    if _same(slopes, _slopes(ce, weights)):
+        raise NotYet("the number is right, but the weights learn nothing from the penalty: its gradient is a constant. create_graph=True.")
+    if not _same(slopes, _slopes(right, weights)):
+        raise NotYet("the number is right, but its gradient is not: the weights must learn from both terms. Is something detached?")
+
+
+@exercise(
+    "07",
+    "One step of Adv_Alpha",
+    "Class j takes over, in the linearised model, at distance (α_y − α_j) / ‖T_j − T_y‖₂. Which j is nearest, and in which direction?",
+    "T[rows, y][:, None] with rows = torch.arange(N) is T_y, ready to be subtracted from T. At j = y the distance is 0/0: make it +inf.",
+    "I = distance.argmin(1); r = (T − T_y)[rows, I]; return eps * r / r.norm(dim=1, keepdim=True).",
+)
+def adv_alpha_step(fn):
+    rng = runtime.generator(3)
+    alpha = (1.5 * torch.randn(6, 5, generator=rng, dtype=torch.float64)).softmax(1)
+    T = torch.randn(6, 5, 7, generator=rng, dtype=torch.float64) * torch.tensor([0.3, 1.0, 0.5, 0.2, 0.7], dtype=torch.float64)[:, None]
+    T = T - T.mean(1, keepdim=True)  # probabilities sum to 1, so their gradients sum to 0
+    y, eps = alpha.argmax(1), 0.7
+    rows = torch.arange(len(y))
+
+    def towards(y):
+        return T - T[rows, y][:, None]
+
+    def distances(y):
+        return ((alpha[rows, y][:, None] - alpha) / towards(y).norm(dim=2)).scatter(1, y[:, None], torch.inf)
+
+    def scaled(r):
+        return eps * F.normalize(r, dim=1)
+
+    got = _call(fn, alpha, T, y, eps)
+    if isinstance(got, Tensor) and got.shape == (6, 7) and (got.isnan() | (got == 0)).all(1).any():
+        raise NotYet("a step is nan or zero: class y itself was chosen, at distance 0/0. Leave it out: distance[rows, y] = torch.inf.")
+    got = _expect(got, (6, 7), "r")
+    direction, distance = towards(y), distances(y)
+    nearest, closest = distance.argmin(1), distance.amin(1)
+    r = direction[rows, nearest]
+    others = alpha.scatter(1, y[:, None], -1)
+    squared = (distance / direction.norm(dim=2)).nan_to_num(torch.inf)
+    furthest = distance.scatter(1, y[:, None], -torch.inf).argmax(1)
+    for wrong, advice in (
+        (-scaled(r), "that is the way back to class y: the direction is T_I − T_y, not T_y − T_I."),
+        (scaled(T[rows, nearest]), "that raises α_I; what matters is the difference α_I − α_y, whose gradient is T_I − T_y."),
+        (-scaled(T[rows, y]), "that only lowers α_y (it is Adv_Loss). Adv_Alpha goes to one class I: T_I − T_y."),
+        (
+            scaled(direction[rows, others.argmax(1)]),
+            "you go to the most probable other class; the nearest one also depends on ‖T_j − T_y‖₂.",
+        ),
+        (scaled(direction[rows, furthest]), "that is the class furthest away. Take argmin, and give y itself the distance +inf."),
+        (scaled(direction[rows, squared.argmin(1)]), "the distance divides by the norm ‖T_j − T_y‖₂, not by its square."),
+        (
+            closest[:, None] * F.normalize(r, dim=1),
+            "that is the minimal perturbation, which just reaches the boundary; the step has length eps.",
+        ),
+        (closest[:, None] * r, "divide by ‖T_I − T_y‖₂ and multiply by eps: the step has length eps."),
+        (r, "that is T_I − T_y as it is; the step has L2 length eps: divide by its norm."),
+        (eps * r, "that is eps times T_I − T_y; divide by its norm, so that the step has L2 length eps."),
+        (F.normalize(r, dim=1), "eps is missing: the step has length 1."),
+        (eps * r / r.norm(), "one norm over the whole batch: each image's step needs length eps. norm(dim=1, keepdim=True)."),
+        (eps * r.sign(), "that is the sign, the step in L∞; this one has L2 length eps."),
+    ):
+        if _near(got, wrong):
+            raise NotYet(advice)
+    length = got.norm(dim=1)
+    if not _near(length, eps):
+        raise NotYet(f"the steps have lengths {length.min():.3g} to {length.max():.3g}; each should have {eps}.")
+    if not _near(got, scaled(r)):
+        raise NotYet("the steps have the right length, but not the direction T_I − T_y with I the nearest class.")
+    wrong_already = others.argmax(1)  # the same images with another label, which the model does not predict
+    got = _expect(_call(fn, alpha, T, wrong_already, eps), (6, 7), "r")
+    r = towards(wrong_already)[rows, distances(wrong_already).argmin(1)]
+    if _near(got, scaled(direction[rows, nearest])):
+        raise NotYet("you take the predicted class for y; where the model is wrong, that is another one.")
+    if not _near(got, scaled(r)):
+        raise NotYet(
+            "an image that is already misclassified has a negative distance. It is the smallest, and the direction stays T_I − T_y."
+        )
+
+
+@exercise(
+    "07",
+    "Learning with adversary: the loss",
+    "Two steps: find the perturbation with the gradient of the loss, then take the loss there, as if it had come from outside.",
+    "g = torch.autograd.grad(F.cross_entropy(model(v), y, reduction='sum'), v)[0] for v = x.clone().requires_grad_().",
+    "length = g.flatten(1).norm(dim=1)[:, None, None, None]; return F.cross_entropy(model(x + c * g / length), y).",
+)
+def lwa_loss(fn):
+    model, x, y, c = _model(), _images(), torch.arange(6), 0.8
+    weights = list(model.parameters())
+    loss = _objective(fn, model, x, y, c)
+    leaf = x.clone().requires_grad_()
+    logits = model(leaf)
+    moving = torch.autograd.grad(F.cross_entropy(logits, y, reduction="sum"), leaf, create_graph=True)[0]
+    g = moving.detach()
+    own = _gradient(lambda v: F.cross_entropy(model(v), logits.argmax(1), reduction="none"), x)
+    soft = _gradient(lambda v: F.cross_entropy(model(v).softmax(1), y, reduction="none"), x)
+
+    def unit(v: Tensor, p: float = 2) -> Tensor:
+        return v / _per_image(v.flatten(1).norm(p, dim=1))
+
+    def at(step: Tensor) -> Tensor:
+        return F.cross_entropy(model(x + step), y)
+
+    clean, right = F.cross_entropy(logits, y), at(c * unit(g))
+    x_adv = x + c * unit(g)
+    as_it_is = "g is not divided by its length: where the model is sure, the step nearly vanishes."
+    for wrong, advice in (
+        (at(-c * unit(g)), "the step goes down: the loss falls. The adversary climbs: x + c · g / ‖g‖₂."),
+        (clean, "that is the clean loss; take it at x + c · g / ‖g‖₂."),
+        ((clean + right) / 2, "the clean loss is mixed in; LWA trains on the perturbed images alone. (The mix is Goodfellow's method.)"),
+        (clean + right, "the clean loss is added; LWA trains on the perturbed images alone."),
+        (
+            F.cross_entropy(model(x_adv.clamp(0, 1)), y),
+            "you clip to [0,1]; a good idea in general, but LWA does not, and c is then no length.",
+        ),
+        (at(c * g / g.norm()), "one norm over the whole batch: each image's step needs length c. flatten(1) keeps the images apart."),
+        (at(c * unit(g.sign())), "that is the sign step, of length c; LWA goes along the gradient itself."),
+        (at(c * g.sign()), "that is a sign step in L∞; LWA goes along the gradient itself, with L2 length c."),
+        (at(c * g), as_it_is),
+        (at(c * g / len(x)), as_it_is),
+        (at(unit(g)), "c is missing: the step has length 1."),
+        (at(c * unit(g, torch.inf)), "that divides by the largest entry; the step should have L2 length c."),
+        (at(c * unit(g, 1)), "that divides by the L1 norm; the step should have L2 length c."),
+        (at(c * g / _per_image(g.flatten(1).square().sum(1))), "that divides by the squared norm. Is the root missing?"),
+        (len(x) * right, "that is the sum over the images; take the mean."),
+        (-right, "the sign is wrong: training minimises what you return. Return the loss itself."),
+        (at(c * unit(own)), "the gradient is that of the predicted label; the loss is that of the true one, y."),
+        (F.cross_entropy(model(x_adv), logits.argmax(1)), "the label is the model's own prediction; it must learn the true one, y."),
+        (at(c * unit(soft)), SOFTMAX_TWICE),
+        (F.cross_entropy(model(x_adv).softmax(1), y), SOFTMAX_TWICE),
+        (F.cross_entropy(model(x + c * unit(soft)).softmax(1), y), SOFTMAX_TWICE),
+        (F.cross_entropy(model(c * unit(g)), y), "that is the loss at the step; add it to x."),
+    ):
+        if _near(loss, wrong, 1e-5):
+            raise NotYet(advice)
+    if not _near(loss, right, 1e-5):
+        raise NotYet(f"for the test images the loss at x + c · g / ‖g‖₂ is {right:.4g}; you return {loss:.4g}.")
+    slopes = _slopes(loss, weights)
+    if _same(slopes, _slopes(at(c * unit(moving)), weights)):
+        raise NotYet("the number is right, but the gradient of the weights also flows through g. Hold g fixed: detach it, no create_graph.")
+    if not _same(slopes, _slopes(right, weights)):
+        raise NotYet("the number is right, but its gradient is not that of the loss at a fixed perturbation. Is something detached?")

@@ -11,8 +11,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from scipy.optimize import minimize
-from scipy.special import expit, xlogy
 from torch import Tensor, nn
 
 from course_utils.data import Images
@@ -110,6 +108,8 @@ def convex_optimum(images: Images, eps: float) -> Optimum:
     Raises:
         ValueError: images of other than two classes, or an ``eps`` that is not positive (separable classes then have no optimum).
     """
+    from scipy.special import xlogy
+
     if set(images.y.tolist()) != {0, 1}:
         raise ValueError(f"images have the labels {sorted(set(images.y.tolist()))}; give two classes labelled 0 and 1, some of each.")
     if not eps > 0:
@@ -128,6 +128,9 @@ def convex_optimum(images: Images, eps: float) -> Optimum:
 
 def _minimise(x: np.ndarray, y: np.ndarray, eps: float) -> tuple[np.ndarray, float, float, np.ndarray]:
     """Weights, bias, objective, and p = σ(−margin) of every image."""
+    from scipy.optimize import minimize
+    from scipy.special import expit
+
     pixels = x.shape[1]
 
     def margins(variables: np.ndarray) -> np.ndarray:
@@ -142,5 +145,10 @@ def _minimise(x: np.ndarray, y: np.ndarray, eps: float) -> tuple[np.ndarray, flo
 
     bounds = [(0, None)] * (2 * pixels) + [(None, None)]
     settings = {"maxiter": 20_000, "maxfun": 40_000, "ftol": 1e-15, "gtol": 1e-9, "maxcor": 30}
-    found = minimize(value_and_gradient, np.zeros(2 * pixels + 1), jac=True, bounds=bounds, method="L-BFGS-B", options=settings)
+    start, reached = np.zeros(2 * pixels + 1), np.inf
+    while True:  # it can stall short of the optimum; begun afresh where it stopped, it goes on
+        found = minimize(value_and_gradient, start, jac=True, bounds=bounds, method="L-BFGS-B", options=settings)
+        if not found.fun < reached - 1e-12:
+            break
+        start, reached = found.x, found.fun
     return found.x[:pixels] - found.x[pixels:-1], float(found.x[-1]), float(found.fun), expit(-margins(found.x))

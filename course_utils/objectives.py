@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from course_utils import attacks, linear, runtime
 from course_utils.geometry import Norm, check_norm, steepest
-from course_utils.training import Objective, cross_entropy
+from course_utils.training import Objective, cross_entropy, eval_mode
 
 Loss = Float[Tensor, ""]
 
@@ -37,7 +37,7 @@ def adversarial(attack: Callable[..., Tensor], *, clean: float = 0.0, **settings
 def _adversarial(model: nn.Module, x: Tensor, y: Tensor, *, attack: Callable, clean: float) -> Loss:
     if "generator" in inspect.signature(attack).parameters:
         attack = partial(attack, generator=runtime.generator(int(torch.randint(2**31, ()))))  # from the state that fit has seeded
-    loss = (1 - clean) * cross_entropy(model, attack(model, x, y), y)
+    loss = (1 - clean) * cross_entropy(model, attack(model, x, y).detach(), y)
     return loss + clean * cross_entropy(model, x, y) if clean else loss
 
 
@@ -69,7 +69,8 @@ def _lwa_rep(model: nn.Sequential, x: Tensor, y: Tensor, *, layer: str, c: float
     cut = names.index(layer) + 1
     representation = model[:cut](x)
     head = model[cut:]
-    g = attacks.loss_gradient(head, representation, y)
+    with eval_mode(model):
+        g = attacks.loss_gradient(head, representation, y)
     return cross_entropy(head, representation + c * steepest(g, norm), y)
 
 

@@ -1,5 +1,6 @@
 """The figures that lectures show once and their widgets draw again; plain functions, each returning a figure."""
 
+import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
@@ -8,7 +9,10 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor, nn
 
-from course_utils import plots
+from course_utils import linear, plots
+from course_utils.data import Images
+from course_utils.geometry import Norm, dual_norm, steepest
+from course_utils.geometry import norm as size_of
 from course_utils.training import predict
 
 
@@ -115,3 +119,70 @@ def shares(rows: Mapping[str, Sequence[float]], columns: Sequence[str]) -> Figur
     ax.spines[:].set_visible(False)
     ax.grid(False)
     return fig
+
+
+def steepest_steps(angle: float, norms: Sequence[Norm] = ("inf", 2, 1)) -> Figure:
+    """A gradient g of length 1 at ``angle`` degrees in the plane: per norm the unit ball, the steepest step r*, the dual norm ⟨g, r*⟩; and that over all angles."""
+    g = torch.tensor([math.cos(math.radians(angle)), math.sin(math.radians(angle))], dtype=torch.float64)
+    degrees = torch.arange(0, 361, 3, dtype=torch.float64)
+    circle = torch.stack([degrees.deg2rad().cos(), degrees.deg2rad().sin()], dim=1)
+    signs = {"inf": "∞", 2: "₂", 1: "₁"}
+    fig, axes = plots.subplots(1, len(norms) + 1, width=3 * len(norms) + 3.9, height=3.5, width_ratios=[1] * len(norms) + [1.25])
+    for ax, norm in zip(axes[:-1], norms, strict=True):
+        colour = plots.COLOURS[list(signs).index(norm)]
+        r, value = steepest(g[None], norm)[0], float(dual_norm(g[None], norm))
+        ball = circle / size_of(circle, norm)[:, None]
+        ax.fill(*ball.T.tolist(), color=colour, alpha=0.18)
+        along = torch.stack([value * g + t * torch.stack([-g[1], g[0]]) for t in (-3, 3)])  # all r with ⟨g, r⟩ = the dual norm
+        ax.plot(*along.T.tolist(), color="0.4", linestyle="--", linewidth=1.3, marker="")
+        ax.annotate("", g.tolist(), (0, 0), arrowprops={"arrowstyle": "->", "linewidth": 2.2})
+        ax.annotate("g", (1.22 * g).tolist(), ha="center", va="center")
+        ax.plot(*r[:, None].tolist(), color=colour, marker="o", markersize=9)
+        ax.set(xlim=(-1.6, 1.6), ylim=(-1.6, 1.6), box_aspect=1, xticks=(-1, 0, 1), yticks=(-1, 0, 1))
+        ax.tick_params(labelleft=ax is axes[0])
+        ax.set_title(f"‖r‖{signs[norm]} ≤ 1: r* = ({r[0]:.2f}, {r[1]:.2f})\n⟨g, r*⟩ = {value:.2f}", fontsize=12)
+        axes[-1].plot(degrees, dual_norm(circle, norm), color=colour, marker="", label=f"‖r‖{signs[norm]} ≤ 1")
+        axes[-1].plot([angle % 360], [value], color=colour, marker="o", markersize=9)
+    axes[-1].set(xlabel="angle of g in degrees", xticks=range(0, 361, 90), ylim=(0.65, 1.65), yticks=(0.8, 1, 1.2, 1.4))
+    axes[-1].set_title("dual norm ⟨g, r*⟩", fontsize=12)
+    axes[-1].legend(loc="upper center", ncols=3, fontsize=10, handlelength=1, columnspacing=0.8)
+    return fig
+
+
+def linear_models(
+    models: Mapping[str, nn.Module], images: Images, index: int, eps: float, *, box: bool = False, reach: float = 0.3
+) -> tuple[Figure, str]:
+    """One row per linear two-class model, and a caption: its weights, image ``index`` at its L∞ worst, and all margins before and after.
+
+    A margin y(⟨w, x⟩ + b) is divided by ‖w‖₁: then it is the ε that the image withstands, and the attack moves it by at most ``eps``. The grey
+    scale reaches from −reach to 1 + reach, so that pixels outside [0,1] can be seen.
+    """
+    fig, axes = plots.subplots(len(models), 3, width=10.4, height=2.6 * len(models), width_ratios=[1, 1, 2.3], squeeze=False)
+    x, y, told = images.x[index : index + 1], images.y[index : index + 1], []
+    before, after = {}, {}
+    for name, model in models.items():
+        w = linear.weights(model)[0].detach()
+        size = (w[1] - w[0]).abs().sum()
+        with torch.no_grad():
+            before[name] = -linear.worst_margins(model, images.x, images.y, 0).amax(1) / size
+            after[name] = -linear.worst_margins(model, images.x, images.y, eps, box=box).amax(1) / size
+    low, high = min(float(m.min()) for m in before.values()) - reach, max(float(m.max()) for m in before.values())
+    for k, (name, model) in enumerate(models.items()):
+        row, w = axes[k], linear.weights(model)[0].detach()
+        plots.draw_image(row[0], (w[1] - w[0]).view_as(x[0]), f"weights\n{name}", signed=True)
+        x_adv = linear.worst_case(model, x, y, eps, box=box)
+        seen = int(predict(model, x_adv).argmax())
+        colour = plots.WRONG if seen != int(y) else "black"
+        plots.draw_image(row[1], (x_adv[0] + reach) / (1 + 2 * reach), f"x + δ*\nseen as {images.classes[seen]}", colour=colour)
+        for margins, shade, label in ((before[name], "0.55", "before"), (after[name], plots.COLOURS[0], "at its worst")):
+            row[2].hist(
+                margins.tolist(), bins=torch.linspace(low, high, 60).tolist(), histtype="stepfilled", color=shade, alpha=0.6, label=label
+            )
+        wrong = [float((margins <= 0).float().mean()) for margins in (before[name], after[name])]
+        told.append(f"{name}: {wrong[0]:.1%} wrong before, {wrong[1]:.1%} at the worst")
+        row[2].axvline(0, color=plots.WRONG, linewidth=2)
+        row[2].set(title=f"{wrong[0]:.1%} → {wrong[1]:.1%} wrong (left of the line)", yticks=[], xlim=(low, high))
+        row[2].tick_params(labelbottom=k == len(models) - 1)
+    axes[0, 2].legend(loc="upper left", fontsize=11)
+    axes[-1, 2].set_xlabel("margin / ‖w‖₁")
+    return fig, f"ε = {eps:.2f}; " + "; ".join(told) + "."

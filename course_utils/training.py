@@ -11,6 +11,7 @@ import math
 import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -26,6 +27,7 @@ from course_utils import models, runtime
 from course_utils.data import Images
 
 CHECKPOINT_EVERY = 60  # seconds
+SOURCES = ("models", "training", "geometry", "attacks", "linear", "objectives")  # what trained weights may depend on
 
 Objective = Callable[[nn.Module, Tensor, Tensor], Tensor]  # (model, x, y) -> scalar loss
 
@@ -203,7 +205,7 @@ def trained(build: Callable[[], nn.Module], images: Images, *, seed: int = 0, **
 
     ``build`` makes the model (``models.slides_cnn``, or a lambda); ``seed`` fixes its first weights and the order of the batches;
     ``settings`` go to ``fit``. The cache key is made of everything the weights depend on: the model's layers, the images, the seed, the
-    settings, the kind of device, and the source of ``models.py``, of ``training.py`` and of the caller's own objective or layers, so that changed code
+    settings, the kind of device, and the source of the modules ``SOURCES`` and of the caller's own objective or layers, so that changed code
     never meets old weights. A damaged file is trained again, a training that was cut goes on at its last checkpoint.
 
     Raises:
@@ -224,7 +226,8 @@ def trained(build: Callable[[], nn.Module], images: Images, *, seed: int = 0, **
             runtime.write_atomic(path, safetensors_bytes(state, {"history": json.dumps(asdict(history))}))
         except OSError as error:
             print(f"The trained weights could not be kept in {path.parent} ({error}); set COURSE_CACHE to a folder that can be written.")
-        checkpoint.unlink(missing_ok=True)
+        with suppress(OSError):  # a folder that could not be written
+            checkpoint.unlink(missing_ok=True)
     elif settings.get("verbose", True):
         print(f"weights from the cache; last epoch: {history.last_line(len(history.loss))}")
     return model.to(memory_format=torch.channels_last).eval(), history
@@ -262,8 +265,8 @@ def _key(model: nn.Module, images: Images, seed: int, settings: dict) -> str:
     parts = [repr(model), images.fingerprint, validation.fingerprint if validation else "", images.x.device.type, seed, settings]
     parts += sorted({_source(type(module).forward) for module in model.modules() if not type(module).__module__.startswith("torch.")})
     digest = hashlib.sha256(repr(parts).encode())
-    for source in (models.__file__, __file__):
-        digest.update(Path(source).read_bytes())
+    for module in SOURCES:
+        digest.update(Path(__file__).with_name(f"{module}.py").read_bytes())
     for parameter in model.parameters():  # the first weights, whatever a `build` of the caller's own did to them
         digest.update(parameter.detach().cpu().numpy().tobytes())
     return digest.hexdigest()[:24]

@@ -5,7 +5,19 @@ import torch
 from torch import nn
 
 from course_utils import attacks, models
-from course_utils.attacks import fake_image, fgsm, pgd, succeeded, swapped_bce, targeted, untargeted
+from course_utils.attacks import (
+    adv_alpha,
+    adv_loss,
+    adv_loss_sign,
+    deepfool,
+    fake_image,
+    fgsm,
+    pgd,
+    succeeded,
+    swapped_bce,
+    targeted,
+    untargeted,
+)
 
 CASES = {
     "fake_image": (fake_image, dict(steps=4, box=True, smoothness=0.01)),
@@ -23,9 +35,14 @@ for p, size in SIZES.items():
         f"pgd {p} to a target": (pgd, dict(eps=size, norm=p, steps=5, to_target=True)),
         f"pgd {p} from random starts": (pgd, dict(eps=size, norm=p, steps=4, restarts=3, random_start=True)),
         f"pgd {p}, early stop": (pgd, dict(eps=size, norm=p, steps=6, restarts=2, early_stop=True)),
+        f"adv_loss {p}": (adv_loss, dict(eps=size, norm=p)),
+        f"adv_alpha {p}": (adv_alpha, dict(eps=size, norm=p)),
+        f"deepfool {p}": (deepfool, dict(norm=p, steps=5, bisections=3)),
     }
-BALLS = [name for name in CASES if name.startswith(("fgsm", "pgd"))]
-STEPPED = [name for name in CASES if not name.startswith("fgsm")]
+CASES["adv_loss_sign"] = (adv_loss_sign, dict(eps=SIZES[2]))
+ONE_STEP = ("fgsm", "adv_")
+BALLS = [name for name in CASES if name.startswith((*ONE_STEP, "pgd"))]
+STEPPED = [name for name in CASES if not name.startswith(ONE_STEP)]
 every_attack = pytest.mark.parametrize("case", CASES)
 every_ball = pytest.mark.parametrize("case", BALLS)
 every_norm = pytest.mark.parametrize("p", SIZES)

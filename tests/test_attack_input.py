@@ -31,7 +31,7 @@ BAD = [
     ("steps", dict(steps=math.inf), "steps is inf; give a whole number, 0 or more"),
     ("steps", dict(step_size=-0.1), "step_size is -0.1.*0 or more"),
     ("steps", dict(step_size=math.nan), "step_size is nan"),
-    ("ball", dict(y=None), "y and target are both missing"),
+    ("either", dict(y=None), "y and target are both missing"),
     ("ball", dict(eps=-0.1), "eps is -0.1.*0 or more"),
     ("ball", dict(eps=math.nan), "eps is nan"),
     ("ball", dict(eps=math.inf), "eps is inf"),
@@ -44,9 +44,20 @@ BAD = [
     ("targeted", dict(start=X[:2]), r"start .*shape \(2, 1, 4, 4\)"),
     ("targeted", dict(start=X * 2), r"start reaches from 0 to 2; scale images to \[0,1\]"),
     ("fake_image", dict(smoothness=-1.0), "smoothness is -1.0"),
+    ("deepfool", dict(norm=3), 'norm is 3; use 1, 2 or "inf"'),
+    ("deepfool", dict(steps=-1), "steps is -1"),
+    ("deepfool", dict(overshoot=-0.1), "overshoot is -0.1.*0 or more"),
+    ("deepfool", dict(bisections=1.5), "bisections is 1.5; give a whole number, 0 or more"),
+    ("adv_loss_sign", dict(eps=-0.1), "eps is -0.1.*0 or more"),
 ]
 ONE_OF_EACH = {"fake_image": "fake_image", "untargeted": "untargeted", "targeted": "targeted l1", "fgsm": "fgsm inf", "pgd": "pgd inf"}
-GROUPS = {"every": list(ONE_OF_EACH), "steps": ["fake_image", "untargeted", "targeted", "pgd"], "ball": ["fgsm", "pgd"]}
+ONE_OF_EACH |= {"adv_loss": "adv_loss 1", "adv_alpha": "adv_alpha inf", "adv_loss_sign": "adv_loss_sign", "deepfool": "deepfool 2"}
+GROUPS = {
+    "every": list(ONE_OF_EACH),
+    "steps": ["fake_image", "untargeted", "targeted", "pgd"],
+    "ball": ["fgsm", "pgd", "adv_loss", "adv_alpha"],
+    "either": ["fgsm", "pgd"],
+}
 
 
 @pytest.mark.parametrize("group, wrong, message", BAD)

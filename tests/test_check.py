@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from course_utils import check
+from course_utils import attacks, check, objectives
 
 torch.set_num_threads(1)
 
@@ -71,8 +71,44 @@ def hit_rate(predicted, y, target):
     return (predicted[attacked] == target[attacked]).float().mean()
 
 
-RIGHT = [linf_size, accuracy, honest_accuracy, descent_step, roughness, max_normalised, fgsm, pgd, targeted_loss, hit_rate]
-ATTACKS = {"descent_step": descent_step, "fgsm": fgsm, "pgd": pgd}
+def linear_adversary(w, y, eps):
+    return -eps * y[:, None] * w.sign()
+
+
+def robust_logistic(w, b, x, y, eps):
+    return F.softplus(-(y * (x @ w + b) - eps * w.abs().sum())).mean()
+
+
+def adversarial_loss(model, x, y, attack):
+    return F.cross_entropy(model(attack(model, x, y)), y)
+
+
+def gradient_penalty(model, x, y, lam):
+    x = x.clone().requires_grad_()
+    losses = F.cross_entropy(model(x), y, reduction="none")
+    g = torch.autograd.grad(losses.sum(), x, create_graph=True)[0]
+    return losses.mean() + lam * (g**2).sum(dim=(1, 2, 3)).mean()
+
+
+def adv_alpha_step(alpha, T, y, eps):
+    rows = torch.arange(len(y))
+    towards = T - T[rows, y][:, None]
+    distance = (alpha[rows, y][:, None] - alpha) / towards.norm(dim=2)
+    distance[rows, y] = torch.inf
+    r = towards[rows, distance.argmin(1)]
+    return eps * r / r.norm(dim=1, keepdim=True)
+
+
+def lwa_loss(model, x, y, c):
+    g = gradient(model, x, y)
+    return F.cross_entropy(model(x + c * g / g.flatten(1).norm(dim=1)[:, None, None, None]), y)
+
+
+RIGHT = [
+    *(linf_size, accuracy, honest_accuracy, descent_step, roughness, max_normalised, fgsm, pgd, targeted_loss, hit_rate),
+    *(linear_adversary, robust_logistic, adversarial_loss, gradient_penalty, adv_alpha_step, lwa_loss),
+]
+WITH_A_MODEL = {fn.__name__: fn for fn in (descent_step, fgsm, pgd, adversarial_loss, gradient_penalty, lwa_loss)}
 
 # Other ways to be right: a check asks for what the function does, not for how.
 ALSO_RIGHT = {
@@ -86,7 +122,22 @@ ALSO_RIGHT = {
         [F.cross_entropy(z[i], t[i]) + lam * (a[i] - x[i]).abs().mean() for i in range(len(x))]
     ),
     "hit_rate": lambda predicted, y, target: ((predicted == target) & (y != target)).sum().item() / (y != target).sum().item(),
+    "linear_adversary": lambda w, y, eps: torch.stack([torch.where(label * w > 0, -eps, eps) for label in y]),
+    "robust_logistic": lambda w, b, x, y, eps: F.binary_cross_entropy_with_logits(x @ w + b - eps * y * w.norm(1), (y + 1) / 2).reshape(
+        1
+    ),  # numerically stable as well
+    "adversarial_loss": lambda model, x, y, attack: objectives.adversarial(attack)(model, x, y),
+    "gradient_penalty": lambda model, x, y, lam: objectives.gradient_penalty(lam)(model, x, y),
+    "adv_alpha_step": lambda alpha, T, y, eps: torch.stack([one_adv_alpha_step(*row, eps) for row in zip(alpha, T, y, strict=True)]),
+    "lwa_loss": lambda model, x, y, c: objectives.lwa(c)(model, x, y),
 }
+
+
+def one_adv_alpha_step(alpha, T, y, eps):
+    ways = {j: ((alpha[y] - alpha[j]) / (T[j] - T[y]).norm(), T[j] - T[y]) for j in range(len(alpha)) if j != y}
+    _, way = min(ways.values(), key=lambda pair: pair[0])
+    return eps * way / way.norm()
+
 
 # ------------------------------------------------------------------------------------------------ typical wrong answers
 
@@ -188,6 +239,157 @@ def changes_the_list(validation, test):
     best = max(validation)
     test.sort()
     return test[validation.index(best)]
+
+
+def psi(z):
+    return F.softplus(-z)
+
+
+def robust(change):
+    """A wrong ``robust_logistic``: ``change(w, b, x, y, eps, margin)`` is what is returned."""
+    return lambda w, b, x, y, eps: change(w, b, x, y, eps, y * (x @ w + b))
+
+
+def backward_first(w, b, x, y, eps):
+    robust_logistic(w, b, x, y, eps).backward()
+    return robust_logistic(w, b, x, y, eps)
+
+
+def softmax_ce(logits, target):
+    return ce(logits.softmax(1), target)
+
+
+def penalised(change, loss=ce, **settings):
+    """A wrong ``gradient_penalty``: ``change(losses, g, lam)`` is what is returned; ``g`` is (N, pixels), each image's own gradient."""
+
+    def wrong_penalty(model, x, y, lam):
+        x = x.clone().requires_grad_()
+        losses = loss(model(x), y)
+        g = torch.autograd.grad(losses.sum(), x, **(settings or {"create_graph": True}))[0]
+        return change(losses, g.flatten(1), lam)
+
+    return wrong_penalty
+
+
+def through_backward(model, x, y, lam):
+    x = x.clone().requires_grad_()
+    loss = F.cross_entropy(model(x), y)
+    loss.backward(retain_graph=True)
+    return loss + lam * x.grad.square().sum() * len(x)
+
+
+def of_the_weights(reduction):
+    def wrong_penalty(model, x, y, lam):
+        loss = F.cross_entropy(model(x), y, reduction=reduction)
+        g = torch.autograd.grad(loss, list(model.parameters()), create_graph=True)
+        return F.cross_entropy(model(x), y) + lam * sum(p.square().sum() for p in g)
+
+    return wrong_penalty
+
+
+def attacked(change):
+    """A wrong ``adversarial_loss``: ``change(model, x_adv, x, y)`` is what is returned."""
+    return lambda model, x, y, attack: change(model, attack(model, x, y), x, y)
+
+
+def without_a_graph(model, x, y, attack):
+    with torch.no_grad():
+        return F.cross_entropy(model(attack(model, x, y)), y)
+
+
+def alpha_step(change=lambda r, distance, eps: eps * F.normalize(r, dim=1), *, take=torch.argmin, own=torch.inf, power=1, spoil=None):
+    """A wrong ``adv_alpha_step``: another class I, or another use of r = T_I − T_y and its distance."""
+
+    def wrong_step(alpha, T, y, eps):
+        if spoil:
+            alpha, y = spoil(alpha, y)
+        rows = torch.arange(len(y))
+        towards = T - T[rows, y][:, None]
+        distance = (alpha[rows, y][:, None] - alpha) / towards.norm(dim=2) ** power
+        if own is not None:
+            distance[rows, y] = own
+        nearest = take(distance, 1)
+        return change(towards[rows, nearest], distance[rows, nearest][:, None], eps)
+
+    return wrong_step
+
+
+def by_probability(alpha, T, y, eps):
+    other = alpha.scatter(1, y[:, None], -1).argmax(1)
+    rows = torch.arange(len(y))
+    return eps * F.normalize(T[rows, other] - T[rows, y], dim=1)
+
+
+def without_own(alpha, T, y, eps):
+    r = adv_alpha_step(alpha, T, y, eps)
+    rows = torch.arange(len(y))
+    towards = F.normalize(T - T[rows, y][:, None], dim=2)
+    return eps * F.normalize(T[rows, (towards * r[:, None]).sum(2).argmax(1)], dim=1)
+
+
+def paper_s_r(alpha, T, y, eps):
+    """Normalises r_I itself, whose sign turns where the image is misclassified."""
+    return alpha_step(lambda r, distance, eps: eps * F.normalize(distance * r, dim=1))(alpha, T, y, eps)
+
+
+def subtracts_in_place(alpha, T, y, eps):
+    T -= T[torch.arange(len(y)), y][:, None]
+    return adv_alpha_step(alpha, T, y, eps)
+
+
+def each(norms):
+    return norms[:, None, None, None]
+
+
+def lwa(step, loss=F.cross_entropy):
+    """A wrong ``lwa_loss``: the loss at x + ``step(g, c)``."""
+    return lambda model, x, y, c: loss(model(x + step(gradient(model, x, y), c)), y)
+
+
+def unit(g):
+    return g / each(g.flatten(1).norm(dim=1))
+
+
+def lwa_mixed(share, of_clean):
+    return lambda model, x, y, c: share * lwa_loss(model, x, y, c) + of_clean * F.cross_entropy(model(x), y)
+
+
+def lwa_with(own, loss=F.cross_entropy):
+    """LWA with the gradient ``own(model, x, y)``, and the loss ``loss(logits, y)``."""
+    return lambda model, x, y, c: loss(model(x + c * unit(own(model, x, y))), y)
+
+
+def lwa_clipped(model, x, y, c):
+    return F.cross_entropy(model((x + c * unit(gradient(model, x, y))).clamp(0, 1)), y)
+
+
+def lwa_of_prediction(model, x, y, c):
+    return F.cross_entropy(model(x + c * unit(gradient(model, x, y))), model(x).argmax(1))
+
+
+def lwa_through_g(model, x, y, c):
+    x = x.clone().requires_grad_()
+    g = torch.autograd.grad(F.cross_entropy(model(x), y), x, create_graph=True)[0]
+    return F.cross_entropy(model(x + c * unit(g)), y)
+
+
+def lwa_backward(model, x, y, c):
+    leaf = x.clone().requires_grad_()
+    F.cross_entropy(model(leaf), y).backward()
+    return F.cross_entropy(model(x + c * unit(leaf.grad)), y)
+
+
+def frozen(fn):
+    """The right number of ``fn`` without a gradient for the output layer."""
+
+    def without_the_output_layer(model, *arguments):
+        model.output.requires_grad_(False)
+        try:
+            return fn(model, *arguments)
+        finally:
+            model.output.requires_grad_(True)
+
+    return without_the_output_layer
 
 
 # exercise -> [(a distinctive part of the advice, the wrong answer)]
@@ -351,6 +553,177 @@ WRONG = {
         ("not Tensor", lambda p, y, t: p),
         ("you return 0.5", lambda p, y, t: 0.5),
     ],
+    "linear_adversary": [
+        ("a minus is missing", lambda w, y, eps: eps * y[:, None] * w.sign()),
+        ("Where is y?", lambda w, y, eps: (-eps * w.sign()).expand(len(y), -1)),
+        ("Where is y?", lambda w, y, eps: (eps * w.sign()).expand(len(y), -1)),
+        ("one perturbation for the whole batch", lambda w, y, eps: -eps * w.sign()),
+        ("eps is missing", lambda w, y, eps: -y[:, None] * w.sign()),
+        ("Take the sign of w", lambda w, y, eps: -eps * y[:, None] * w),
+        ("the worst case in L2", lambda w, y, eps: -eps * y[:, None] * w / w.norm()),
+        ("only the pixel with the largest weight", lambda w, y, eps: -eps * y[:, None] * w / w.abs().max()),
+        ("2y − 1 turns", lambda w, y, eps: -eps * (2 * y[:, None] - 1) * w.sign()),
+        ("left alone", lambda w, y, eps: -eps * y[:, None].clamp(min=0) * w.sign()),
+        ("has shape (5, 4) and should have (4, 5)", lambda w, y, eps: -eps * torch.outer(w.sign(), y)),
+        ("fits rows of pixels as v[:, None]", lambda w, y, eps: -eps * y * w.sign()),
+        ("Every pixel may move by eps at most", lambda w, y, eps: -2 * eps * y[:, None] * w.sign()),
+        (
+            "labelled +1 the margin y(⟨w, x⟩ + b) falls by 0.35, and the worst perturbation takes 1.05",
+            lambda w, y, eps: -eps * y[:, None] * w.abs().sign(),
+        ),
+        ("falls by 0, and", lambda w, y, eps: torch.zeros(4, 5)),
+        ("holds nan or inf", lambda w, y, eps: -eps * y[:, None] * w / (w - w)),
+        ("delta is a list", lambda w, y, eps: [-eps * label * w.sign() for label in y]),
+        ("changed its input", lambda w, y, eps: -eps * y[:, None] * w.sign_()),
+    ],
+    "robust_logistic": [
+        ("the clean loss", robust(lambda w, b, x, y, eps, m: psi(m).mean())),
+        ("the norm has the wrong sign", robust(lambda w, b, x, y, eps, m: psi(m + eps * w.abs().sum()).mean())),
+        ("L1 regularisation", robust(lambda w, b, x, y, eps, m: psi(m).mean() + eps * w.abs().sum())),
+        ("eps is missing", robust(lambda w, b, x, y, eps, m: psi(m - w.abs().sum()).mean())),
+        ("the L2 norm of w", robust(lambda w, b, x, y, eps, m: psi(m - eps * w.norm()).mean())),
+        ("the L∞ norm of w", robust(lambda w, b, x, y, eps, m: psi(m - eps * w.abs().max()).mean())),
+        ("weights of both signs cancel", robust(lambda w, b, x, y, eps, m: psi(m - eps * w.sum()).mean())),
+        ("the mean of |w_i|", robust(lambda w, b, x, y, eps, m: psi(m - eps * w.abs().mean()).mean())),
+        ("y multiplies the norm too", robust(lambda w, b, x, y, eps, m: psi(y * (x @ w + b - eps * w.abs().sum())).mean())),
+        ("the sum over the images", robust(lambda w, b, x, y, eps, m: psi(m - eps * w.abs().sum()).sum())),
+        ("you have exp(+z)", robust(lambda w, b, x, y, eps, m: F.softplus(m - eps * w.abs().sum()).mean())),
+        ("b is missing", robust(lambda w, b, x, y, eps, m: psi(y * (x @ w) - eps * w.abs().sum()).mean())),
+        ("Ψ is missing", robust(lambda w, b, x, y, eps, m: (m - eps * w.abs().sum()).mean())),
+        ("2y − 1 turns", robust(lambda w, b, x, y, eps, m: psi((2 * y - 1) * (x @ w + b) - eps * w.abs().sum()).mean())),
+        ("every image with every label", robust(lambda w, b, x, y, eps, m: psi(y * (x @ w[:, None] + b) - eps * w.abs().sum()).mean())),
+        ("exp overflows", robust(lambda w, b, x, y, eps, m: torch.log(1 + torch.exp(eps * w.abs().sum() - m)).mean())),
+        ("exp overflows", robust(lambda w, b, x, y, eps, m: -torch.log(torch.sigmoid(m - eps * w.abs().sum())).mean())),
+        ("exp overflows", robust(lambda w, b, x, y, eps, m: torch.exp(eps * w.abs().sum() - m).clamp(max=1e6).log1p().mean())),
+        ("the norm is a constant", robust(lambda w, b, x, y, eps, m: psi(m - eps * w.detach().abs().sum()).mean())),
+        ("the norm is a constant", robust(lambda w, b, x, y, eps, m: psi(m - eps * w.abs().sum().item()).mean())),
+        ("does not reach w and b", robust(lambda w, b, x, y, eps, m: psi(y * (x @ w + b.item()) - eps * w.abs().sum()).mean())),
+        ("no gradient reaches the weights", robust(lambda w, b, x, y, eps, m: psi(m - eps * w.abs().sum()).mean().detach())),
+        ("you return a plain number", robust(lambda w, b, x, y, eps, m: psi(m - eps * w.abs().sum()).mean().item())),
+        ("has shape (6,) and should be one number", robust(lambda w, b, x, y, eps, m: psi(m - eps * w.abs().sum()))),
+        ("for the test images you return", robust(lambda w, b, x, y, eps, m: psi(m - eps * w.square().sum()).mean())),
+        ("the loss is nan", robust(lambda w, b, x, y, eps, m: torch.log(m).mean())),
+        ("not list", robust(lambda w, b, x, y, eps, m: [psi(m)])),
+        ("w.grad is filled", backward_first),
+    ],
+    "adversarial_loss": [
+        ("the clean loss. Give", lambda model, x, y, attack: F.cross_entropy(model(x), y)),
+        ("the clean loss. Give", attacked(lambda model, x_adv, x, y: F.cross_entropy(model(x), y))),
+        ("the model's own prediction", attacked(lambda model, x_adv, x, y: F.cross_entropy(model(x_adv), model(x).argmax(1)))),
+        ("the model's own prediction", attacked(lambda model, x_adv, x, y: F.cross_entropy(model(x_adv), model(x_adv).argmax(1)))),
+        ("the sum over the images", attacked(lambda model, x_adv, x, y: F.cross_entropy(model(x_adv), y, reduction="sum"))),
+        ("the sign is wrong", attacked(lambda model, x_adv, x, y: -F.cross_entropy(model(x_adv), y))),
+        ("is mixed in", attacked(lambda model, x_adv, x, y: (F.cross_entropy(model(x_adv), y) + F.cross_entropy(model(x), y)) / 2)),
+        ("is mixed in", attacked(lambda model, x_adv, x, y: F.cross_entropy(model(torch.cat([x, x_adv])), torch.cat([y, y])))),
+        ("the clean loss is added", attacked(lambda model, x_adv, x, y: F.cross_entropy(model(x_adv), y) + F.cross_entropy(model(x), y))),
+        ("applies the softmax itself", attacked(lambda model, x_adv, x, y: of_softmax(model(x_adv), y))),
+        ("other labels than y", lambda model, x, y, attack: F.cross_entropy(model(attack(model, x, model(x).argmax(1))), y)),
+        ("other labels than y", lambda model, x, y, attack: F.cross_entropy(model(attack(model, x, (y + 1) % 10)), y)),
+        ("other images than x", lambda model, x, y, attack: F.cross_entropy(model(attack(model, attack(model, x, y), y)), y)),
+        ("never called", lambda model, x, y, attack: F.cross_entropy(model(x + 0.1), y)),
+        ("on the attacked images is", attacked(lambda model, x_adv, x, y: F.cross_entropy(model(x_adv), y.flip(0)))),
+        ("on the attacked images is", attacked(lambda model, x_adv, x, y: F.cross_entropy(model(x_adv - x), y))),
+        ("no gradient reaches the weights", without_a_graph),
+        ("no gradient reaches the weights", attacked(lambda model, x_adv, x, y: F.cross_entropy(model(x_adv).detach(), y))),
+        ("you return a plain number", attacked(lambda model, x_adv, x, y: F.cross_entropy(model(x_adv), y).item())),
+        ("has shape (6,) and should be one number", attacked(lambda model, x_adv, x, y: ce(model(x_adv), y))),
+        ("has shape (6, 1, 8, 8)", attacked(lambda model, x_adv, x, y: x_adv)),
+        ("Is something detached", frozen(adversarial_loss)),
+    ],
+    "gradient_penalty": [
+        ("the penalty is missing", penalised(lambda losses, g, lam: losses.mean())),
+        ("the cross-entropy itself is missing", penalised(lambda losses, g, lam: lam * g.square().sum(1).mean())),
+        ("λ is missing", penalised(lambda losses, g, lam: losses.mean() + g.square().sum(1).mean())),
+        ("λ is at the wrong term", penalised(lambda losses, g, lam: lam * losses.mean() + g.square().sum(1).mean())),
+        ("the penalty has the wrong sign", penalised(lambda losses, g, lam: losses.mean() - lam * g.square().sum(1).mean())),
+        ("the norm is not squared", penalised(lambda losses, g, lam: losses.mean() + lam * g.norm(dim=1).mean())),
+        ("the gradient is that of the mean loss", penalised(lambda losses, g, lam: losses.mean() + lam * (g / 6).square().sum(1).mean())),
+        ("the gradient is that of the mean loss", penalised(lambda losses, g, lam: losses.mean() + lam * (g / 6).square().sum())),
+        ("the penalty is the sum over the images", penalised(lambda losses, g, lam: losses.mean() + lam * g.square().sum())),
+        ("the mean over the pixels too", penalised(lambda losses, g, lam: losses.mean() + lam * g.square().mean())),
+        ("that is the L1 norm; ", penalised(lambda losses, g, lam: losses.mean() + lam * g.abs().sum(1).mean())),
+        ("that is the L1 norm, squared", penalised(lambda losses, g, lam: losses.mean() + lam * g.abs().sum(1).square().mean())),
+        ("one norm over the whole batch", penalised(lambda losses, g, lam: losses.mean() + lam * g.norm())),
+        ("the cross-entropy is the sum", penalised(lambda losses, g, lam: losses.sum() + lam * g.square().sum(1).mean())),
+        ("both terms are sums", penalised(lambda losses, g, lam: losses.sum() + lam * g.square().sum())),
+        ("the gradient of the weights", of_the_weights("mean")),
+        ("the gradient of the weights", of_the_weights("sum")),
+        ("applies the softmax itself", penalised(lambda losses, g, lam: losses.mean() + lam * g.square().sum(1).mean(), softmax_ce)),
+        (
+            "learn nothing from the penalty",
+            penalised(lambda losses, g, lam: losses.mean() + lam * g.square().sum(1).mean(), retain_graph=True),
+        ),
+        ("learn nothing from the penalty", penalised(lambda losses, g, lam: losses.mean() + lam * g.detach().square().sum(1).mean())),
+        ("used up its graph", penalised(lambda losses, g, lam: losses.mean() + lam * g.square().sum(1).mean(), create_graph=False)),
+        ("must learn from both terms", penalised(lambda losses, g, lam: losses.mean().detach() + lam * g.square().sum(1).mean())),
+        ("no gradient reaches the weights", penalised(lambda losses, g, lam: (losses.mean() + lam * g.square().sum(1).mean()).detach())),
+        ("you return a plain number", penalised(lambda losses, g, lam: (losses.mean() + lam * g.square().sum(1).mean()).item())),
+        ("has shape (6,) and should be one number", penalised(lambda losses, g, lam: losses + lam * g.square().sum(1))),
+        ("for the test images the loss is", penalised(lambda losses, g, lam: losses.mean() + lam / 2 * g.square().sum(1).mean())),
+        ("for the test images the loss is", lambda model, x, y, lam: gradient_penalty(model, x, y.flip(0), lam)),
+        (".grad is filled", through_backward),
+        ("must ask for a gradient before", lambda model, x, y, lam: torch.autograd.grad(F.cross_entropy(model(x), y), x)[0].norm()),
+    ],
+    "adv_alpha_step": [
+        ("a step is nan or zero", alpha_step(own=None)),
+        ("a step is nan or zero", alpha_step(own=0)),
+        ("a step is nan or zero", alpha_step(lambda r, distance, eps: eps * r / r.norm(dim=1, keepdim=True), own=None)),
+        ("the way back to class y", alpha_step(lambda r, distance, eps: -eps * F.normalize(r, dim=1))),
+        ("that raises α_I", without_own),
+        ("that only lowers α_y", lambda alpha, T, y, eps: -eps * F.normalize(T[torch.arange(len(y)), y], dim=1)),
+        ("the most probable other class", by_probability),
+        ("the most probable other class", alpha_step(power=0)),
+        ("the class furthest away", alpha_step(take=torch.argmax, own=-torch.inf)),
+        ("not by its square", alpha_step(power=2)),
+        ("the minimal perturbation", alpha_step(lambda r, distance, eps: distance * F.normalize(r, dim=1))),
+        ("the step has length eps", alpha_step(lambda r, distance, eps: distance * r)),
+        ("T_I − T_y as it is", alpha_step(lambda r, distance, eps: r)),
+        ("that is eps times", alpha_step(lambda r, distance, eps: eps * r)),
+        ("eps is missing", alpha_step(lambda r, distance, eps: F.normalize(r, dim=1))),
+        ("one norm over the whole batch", alpha_step(lambda r, distance, eps: eps * r / r.norm())),
+        ("that is the sign", alpha_step(lambda r, distance, eps: eps * r.sign())),
+        ("the steps have lengths 1.4 to 1.4", alpha_step(lambda r, distance, eps: 2 * eps * F.normalize(r, dim=1))),
+        ("not the direction", alpha_step(lambda r, distance, eps: eps * F.normalize(r.flip(1), dim=1))),
+        ("for y; where the model is wrong", alpha_step(spoil=lambda alpha, y: (alpha, alpha.argmax(1)))),
+        ("already misclassified", paper_s_r),
+        ("already misclassified", alpha_step(take=lambda distance, dim: distance.abs().argmin(dim))),
+        ("has shape (6, 5, 7)", lambda alpha, T, y, eps: T),
+        ("changed its input", subtracts_in_place),
+    ],
+    "lwa_loss": [
+        ("the step goes down", lwa(lambda g, c: -c * unit(g))),
+        ("the clean loss; take it", lwa(lambda g, c: 0 * g)),
+        ("is mixed in", lwa_mixed(0.5, 0.5)),
+        ("the clean loss is added", lwa_mixed(1, 1)),
+        ("you clip", lwa_clipped),
+        ("one norm over the whole batch", lwa(lambda g, c: c * g / g.norm())),
+        ("the sign step, of length c", lwa(lambda g, c: c * unit(g.sign()))),
+        ("a sign step in L∞", lwa(lambda g, c: c * g.sign())),
+        ("not divided by its length", lwa(lambda g, c: c * len(g) * g)),
+        ("not divided by its length", lwa(lambda g, c: c * g)),
+        ("c is missing", lwa(lambda g, c: unit(g))),
+        ("divides by the largest entry", lwa(lambda g, c: c * max_normalised(g))),
+        ("divides by the L1 norm", lwa(lambda g, c: c * g / each(g.flatten(1).abs().sum(1)))),
+        ("divides by the squared norm", lwa(lambda g, c: c * g * len(g) / each((len(g) * g).flatten(1).square().sum(1)))),
+        ("the sum over the images", lwa_mixed(6, 0)),
+        ("the sign is wrong", lwa_mixed(-1, 0)),
+        ("the gradient is that of the predicted label", lwa_with(lambda model, x, y: gradient(model, x, model(x).argmax(1)))),
+        ("the model's own prediction", lwa_of_prediction),
+        ("applies the softmax itself", lwa_with(lambda model, x, y: gradient(model, x, y, of_softmax))),
+        ("applies the softmax itself", lwa_with(gradient, of_softmax)),
+        ("applies the softmax itself", lwa_with(lambda model, x, y: gradient(model, x, y, of_softmax), of_softmax)),
+        ("add it to x", lambda model, x, y, c: F.cross_entropy(model(c * unit(gradient(model, x, y))), y)),
+        ("the loss at x + c", lwa_with(lambda model, x, y: gradient(model, x, y.flip(0)))),
+        ("also flows through g", lwa_through_g),
+        ("at a fixed perturbation", frozen(lwa_loss)),
+        ("no gradient reaches the weights", lambda *arguments: lwa_loss(*arguments).detach()),
+        ("you return a plain number", lambda *arguments: lwa_loss(*arguments).item()),
+        ("has shape (6,) and should be one number", lwa(lambda g, c: c * unit(g), ce)),
+        ("fits rows of pixels as v[:, None]", lwa(lambda g, c: c * g / g.flatten(1).norm(dim=1))),
+        (".grad is filled", lwa_backward),
+        ("must ask for a gradient before", lambda model, x, y, c: torch.autograd.grad(F.cross_entropy(model(x), y), x)[0].norm()),
+        ("the loss at x + c", lambda model, x, y, c: F.cross_entropy(model(attacks.fgsm(model, x, y, eps=c)), y)),
+    ],
 }
 
 
@@ -399,7 +772,7 @@ def test_wrong_answer_gets_its_advice(name, phrase, fn, say):
     assert check.solved() == {}
 
 
-@pytest.mark.parametrize("name", ATTACKS)
+@pytest.mark.parametrize("name", WITH_A_MODEL)
 @pytest.mark.parametrize(
     ("spoil", "phrase"),
     [
@@ -411,9 +784,9 @@ def test_wrong_answer_gets_its_advice(name, phrase, fn, say):
     ],
     ids=["train", "weights", "grad", "input", "flag"],
 )
-def test_an_attack_leaves_model_and_input_as_found(name, spoil, phrase, say):
+def test_model_and_input_are_left_as_found(name, spoil, phrase, say):
     def spoiling(model, x, *rest):
-        result = ATTACKS[name](model, x, *rest)
+        result = WITH_A_MODEL[name](model, x, *rest)
         spoil(model, x)
         return result
 

@@ -14,8 +14,10 @@ SIZES = {
     "lenet": (models.lenet, 26 * 20 + (500 + 1) * 50 + (50 * 4 * 4 + 1) * 100 + 101 * 10),
     "lenet 500": (partial(models.lenet, 500, 0.5), 26 * 20 + (500 + 1) * 50 + (50 * 4 * 4 + 1) * 500 + 501 * 10),
     "deep_cnn": (models.deep_cnn, 10 * 8 + 73 * 8 + 73 * 16 + 145 * 16 + 145 * 32 + 289 * 32 + (32 * 3 * 3 + 1) * 100 + 101 * 10),
+    "madry_cnn": (models.madry_cnn, 26 * 32 + (800 + 1) * 64 + (64 * 7 * 7 + 1) * 1024 + 1025 * 10),
     "mlp": (partial(models.mlp, 100), 785 * 100 + 101 * 10),
     "mlp 2": (partial(models.mlp, 30, 20), 785 * 30 + 31 * 20 + 21 * 10),
+    "mlp dropout": (partial(models.mlp, 30, 20, dropout=0.5), 785 * 30 + 31 * 20 + 21 * 10),
     "logistic": (models.logistic, 785 * 10),
     "binary_logistic": (models.binary_logistic, 785),
 }
@@ -37,7 +39,7 @@ def test_the_slides_cnn_is_the_slides_cnn():
     assert kinds == ["Conv2d", "ReLU", "MaxPool2d", "Conv2d", "ReLU", "MaxPool2d", "Flatten", "Linear", "ReLU", "Linear"]
 
 
-@pytest.mark.parametrize("build", [models.slides_cnn, models.lenet, models.deep_cnn])
+@pytest.mark.parametrize("build", [models.slides_cnn, models.lenet, models.deep_cnn, models.madry_cnn])
 @pytest.mark.parametrize("size", [28, 32, 48])
 def test_other_channels_sizes_and_classes(build, size):
     model = build(channels=3, size=size, classes=7)
@@ -67,14 +69,33 @@ def test_zero_first():
     assert z.grad.tolist() == [[1], [1]]
 
 
-def test_dropout_is_off_unless_asked_for():
+@pytest.mark.parametrize("build", [models.lenet, partial(models.mlp, 50, 40)])
+def test_dropout_is_off_unless_asked_for(build):
     x = torch.rand(4, 1, 28, 28)
-    plain, dropping = models.lenet().train(), models.lenet(dropout=0.5).train()
+    plain, dropping = build().train(), build(dropout=0.5).train()
     assert torch.equal(plain(x), plain(x))
     assert not torch.equal(dropping(x), dropping(x))
+    assert torch.equal(dropping.eval()(x), dropping(x))
 
 
-@pytest.mark.parametrize(("build", "size"), [(models.slides_cnn, 15), (models.lenet, 4), (models.deep_cnn, 7)])
+def test_an_mlp_drops_units_of_its_last_hidden_layer_only():
+    model = models.mlp(50, 40, dropout=0.25).train()
+    assert [name for name, _ in model.named_children()] == ["flat", "dense1", "relu1", "dense2", "relu2", "dropout", "output"]
+    x = torch.rand(200, 1, 28, 28, generator=generator(0))
+    alive = model[:-2](x) > 0
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        assert (model[:-1](x)[alive] == 0).double().mean() == pytest.approx(0.25, abs=0.03)
+    assert [name for name, _ in models.mlp(50).named_children()] == ["flat", "dense1", "relu1", "output"]  # as its cached weights know it
+
+
+def test_the_network_of_madry_is_that_of_the_issue():
+    model = models.madry_cnn()
+    assert (model.conv1.out_channels, model.conv2.out_channels, model.dense1.out_features) == (32, 64, 1024)
+    assert model[:6](torch.rand(1, 1, 28, 28)).shape == (1, 64, 7, 7)
+
+
+@pytest.mark.parametrize(("build", "size"), [(models.slides_cnn, 15), (models.lenet, 4), (models.deep_cnn, 7), (models.madry_cnn, 3)])
 def test_too_small_images_are_refused(build, size):
     with pytest.raises(ValueError, match=f"size is {size};.*larger images"):
         build(size=size)

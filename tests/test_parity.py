@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from course_utils import data, models
-from course_utils.attacks import fgsm, pgd
+from course_utils.attacks import deepfool, fgsm, pgd, succeeded
+from course_utils.geometry import norm
 from course_utils.training import fit, predict
 
 foolbox = pytest.importorskip("foolbox")
@@ -128,3 +129,41 @@ def test_a_confident_model_that_the_peers_find_robust_in_float32_falls_to_us_as_
     certain = certain.float()
     assert abs(falls(certain, ours(certain, x, y, False, 2, STEPS)) - truth) <= 0.02
     assert falls(certain, theirs(certain, x, y, False, 2, STEPS)) < truth - 0.3
+
+
+# --------------------------------------------------------------------------------------------------------------- DeepFool
+
+
+def deepfool_by_foolbox(model, x, y):
+    attack = foolbox.attacks.L2DeepFoolAttack(steps=50, overshoot=0.02, loss="logits")
+    return attack.run(foolbox.PyTorchModel(model, bounds=(0, 1), device="cpu"), x, foolbox.criteria.Misclassification(y))
+
+
+def deepfool_by_torchattacks(model, x, y):
+    return torchattacks.DeepFool(model, steps=50, overshoot=0.02)(x, y)
+
+
+def truly(model, x_adv, y):
+    """Misclassified in its batch, alone and in float64."""
+    together = predict(model, x_adv).argmax(1)
+    alone = predict(model, x_adv, batch_size=1).argmax(1)
+    exact = predict(copy.deepcopy(model).double(), x_adv.double()).argmax(1)
+    return (together != y) & (alone != y) & (exact != y)
+
+
+@pytest.mark.parametrize("edge", [False, True], ids=["interior", "black background"])
+@pytest.mark.parametrize("theirs", [deepfool_by_foolbox, deepfool_by_torchattacks])
+def test_deepfool_is_true_and_not_farther_than_the_peers(victim, theirs, edge):
+    model, x, y = victim
+    x, y = x[:40], y[:40]
+    if edge:  # where [0,1] cuts steps short
+        x = ((x - 0.35) / 0.35).clamp(0, 1)
+        y = predict(model, x).argmax(1)
+    mine, other = deepfool(model, x, y), theirs(model, x, y)
+    assert torch.equal(truly(model, mine, y), succeeded(model, mine, y))  # never a success that is none
+    assert truly(model, mine, y).all()
+    both = truly(model, other, y) & (predict(model, x).argmax(1) == y)
+    assert both.sum() >= 8  # torchattacks stops 1e-6 short of most boundaries
+    distances = [norm(x_adv - x, 2)[both] for x_adv in (mine, other)]
+    assert distances[0].median() <= distances[1].median()
+    assert distances[0].median() > 0.5 * distances[1].median()  # the same attack, not another problem

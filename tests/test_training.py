@@ -175,6 +175,27 @@ def test_the_objective_decides_what_is_learned(images):
     assert accuracy(model, images) < 0.05
 
 
+@pytest.mark.parametrize("schedule", [None, lambda t: 1 - t, training.late_drop, training.triangle])
+def test_a_schedule_multiplies_the_learning_rate_of_every_step(schedule, images):
+    made, rates = [], []
+
+    def optimizer(parameters):
+        made.append(torch.optim.SGD(parameters, lr=0.3))
+        return made[0]
+
+    def watching(model, x, y):
+        rates.append(made[0].param_groups[0]["lr"])
+        return training.cross_entropy(model, x, y)
+
+    fit(seeded(small), images, objective=watching, optimizer=optimizer, schedule=schedule, epochs=3, batch_size=20, verbose=False)
+    assert rates == pytest.approx([0.3 * (schedule(done / 9) if schedule else 1) for done in range(9)])
+
+
+def test_late_drop_and_triangle():
+    assert [training.late_drop(t) for t in (0, 0.5, 0.66, 0.67, 0.99)] == [1, 1, 1, 0.1, 0.1]
+    assert [training.triangle(t) for t in (0, 0.1, 0.2, 0.6, 0.9, 1)] == pytest.approx([0, 0.5, 1, 0.5, 0.125, 0])
+
+
 def test_on_epoch_is_called_after_every_epoch(images):
     model, calls = seeded(small), []
     fit(model, images, on_epoch=lambda epoch, now: calls.append((epoch, now is model)), **quick)
@@ -195,6 +216,129 @@ def test_a_device_mismatch_names_both_and_the_cure(images):
 def test_rmsprop_has_keras_defaults():
     (group,) = training.rmsprop(small().parameters()).param_groups
     assert (group["lr"], group["alpha"], group["eps"], group["momentum"], group["centered"]) == (1e-3, 0.9, 1e-7, 0, False)
+
+
+# --------------------------------------------------------------------------------------------------------- checkpoints
+
+lengthy = {  # all that the next epoch could depend on: order, dropout, momentum, batch statistics, learning rate
+    "optimizer": partial(torch.optim.SGD, lr=0.1, momentum=0.9),
+    "schedule": training.triangle,
+    "validation": make_images(seed=1),
+    "epochs": 6,
+    "batch_size": 20,
+    "verbose": False,
+}
+left = {"steps": None}  # how many more steps until the cut
+
+
+class Cut(Exception):
+    """What ends a training too early."""
+
+
+def cut(model, x, y):
+    if left["steps"] == 0:
+        raise Cut
+    left["steps"] = left["steps"] and left["steps"] - 1
+    return training.cross_entropy(model, x, y)
+
+
+@pytest.fixture
+def every_epoch(monkeypatch):
+    monkeypatch.setattr(training, "CHECKPOINT_EVERY", 0)
+    left["steps"] = None
+
+
+def numbers(history):
+    return history.loss, history.train, history.validation
+
+
+@pytest.mark.parametrize("optimizer", [lengthy["optimizer"], training.rmsprop, adam], ids=["momentum", "rmsprop", "adam"])
+@pytest.mark.parametrize("cuts", [[0], [4], [7, 5], [16]])  # three steps an epoch
+def test_a_training_that_was_cut_goes_on_as_if_nothing_had_been(cuts, optimizer, images, tmp_path, every_epoch):
+    whole = seeded(noisy)
+    expected = fit(whole, images, **{**lengthy, "optimizer": optimizer})
+    settings = {**lengthy, "optimizer": optimizer, "objective": cut, "checkpoint": tmp_path / "state"}
+    for steps in cuts:
+        left["steps"] = steps
+        with pytest.raises(Cut):
+            fit(seeded(noisy), images, **settings)
+        assert (tmp_path / "state").exists() == (steps >= 3)
+    epochs = []
+    model, left["steps"] = seeded(noisy), None
+    history = fit(model, images, on_epoch=lambda epoch, _: epochs.append(epoch), **settings)
+    assert torch.equal(weights(model), weights(whole))
+    assert numbers(history) == numbers(expected)
+    assert epochs == list(range(1 + sum(steps // 3 for steps in cuts), 7))
+    assert len(history.seconds) == 6
+
+
+def test_the_rates_and_the_random_state_go_on_too(images, tmp_path, every_epoch):
+    """Else the test above could pass because nothing depends on them."""
+    settings = {**lengthy, "objective": cut, "checkpoint": tmp_path / "state"}
+    whole = seeded(noisy)
+    fit(whole, images, **lengthy)
+    for lost in ("order", "random", "steps", "optimizer"):
+        (tmp_path / "state").unlink(missing_ok=True)
+        left["steps"] = 10
+        with pytest.raises(Cut):
+            fit(seeded(noisy), images, **settings)
+        state = torch.load(tmp_path / "state", weights_only=True)
+        if lost in ("order", "random"):
+            state[lost] = runtime.generator(99).get_state()
+        elif lost == "steps":
+            state[lost] = 0
+        else:
+            state[lost]["state"] = {}
+        torch.save(state, tmp_path / "state")
+        left["steps"], model = None, seeded(noisy)
+        fit(model, images, **settings)
+        assert not torch.equal(weights(model), weights(whole)), lost
+
+
+@pytest.mark.parametrize("damage", [lambda b: b[: len(b) // 2], lambda b: b"", lambda b: b"x" * len(b)])
+def test_a_damaged_checkpoint_is_begun_anew_and_said_so(damage, images, tmp_path, every_epoch, capsys):
+    path = tmp_path / "state"
+    whole = seeded(noisy)
+    expected = fit(whole, images, **lengthy)
+    left["steps"] = 10
+    with pytest.raises(Cut):
+        fit(seeded(noisy), images, objective=cut, checkpoint=path, **lengthy)
+    path.write_bytes(damage(path.read_bytes()))
+    left["steps"], model = None, seeded(noisy)
+    history = fit(model, images, objective=cut, checkpoint=path, **lengthy)
+    assert "The checkpoint state is damaged" in capsys.readouterr().out
+    assert torch.equal(weights(model), weights(whole))
+    assert numbers(history) == numbers(expected)
+
+
+def test_trained_goes_on_at_its_checkpoint_and_removes_it(images, cache, every_epoch, no_training):
+    whole, expected = trained(noisy, images, objective=halved, seed=2, **lengthy)  # no cut: nothing but the weights stays
+    assert [name.split(".")[1] for name in files(cache)] == ["safetensors"]
+    left["steps"] = 10
+    with pytest.raises(Cut):
+        trained(noisy, images, objective=cut, seed=2, **lengthy)
+    assert [name.split(".")[1] for name in files(cache)].count("checkpoint") == 1
+    left["steps"] = 9  # as many as are left, and no more
+    model, history = trained(noisy, images, objective=cut, seed=2, **lengthy)
+    assert left["steps"] == 0
+    plain = seeded(noisy, 2)
+    assert numbers(fit(plain, images, seed=2, **lengthy)) == numbers(history)
+    assert torch.equal(weights(model), weights(plain))
+    assert [name.split(".")[1] for name in files(cache)] == ["safetensors", "safetensors"]
+    no_training()
+    assert torch.equal(weights(trained(noisy, images, objective=cut, seed=2, **lengthy)[0]), weights(plain))
+
+
+def test_a_short_training_writes_no_checkpoint(images, tmp_path):
+    fit(seeded(small), images, checkpoint=tmp_path / "state", **quick)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_checkpoint_that_cannot_be_written_costs_only_the_checkpoint(images, tmp_path, every_epoch, capsys):
+    (tmp_path / "file").write_text("a file stands where the folder should be")
+    history = fit(seeded(small), images, checkpoint=tmp_path / "file" / "state", **quick)
+    assert len(history.loss) == 2
+    assert "could not be kept" in capsys.readouterr().out
 
 
 # -------------------------------------------------------------------------------------------------- predict and eval_mode
@@ -332,6 +476,8 @@ CHANGES = {
     "objective's function": {"objective": partial(scaled, of=halved)},
     "optimizer": {"optimizer": torch.optim.SGD},
     "optimizer's keyword": {"optimizer": adam},
+    "schedule": {"schedule": training.late_drop},
+    "other schedule": {"schedule": training.triangle},
     "optimizer's other keyword": {"optimizer": partial(torch.optim.Adam, lr=0.02)},
 }
 
