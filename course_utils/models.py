@@ -85,6 +85,61 @@ def madry_cnn(channels: int = 1, size: int = 28, classes: int = 10) -> nn.Sequen
     return _sequential(**body, dense1=nn.Linear(flat, 1024), relu3=nn.ReLU(), dense2=nn.Linear(1024, classes))
 
 
+class CropAndFlip(nn.Module):
+    """In training a random crop of ``size`` pixels of every image, half of them mirrored; in eval mode the middle. (N, C, H, W) in and out.
+
+    The augmentation of CIFAR-10 as a layer, so that attacks and objectives meet the whole image.
+    """
+
+    def __init__(self, size: int):
+        super().__init__()
+        self.size = size
+
+    def extra_repr(self) -> str:
+        return str(self.size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        room_y, room_x = x.shape[2] - self.size, x.shape[3] - self.size
+        if not self.training:
+            return x[:, :, room_y // 2 : room_y // 2 + self.size, room_x // 2 : room_x // 2 + self.size]
+        ticks = torch.arange(self.size)
+        rows = torch.randint(room_y + 1, (len(x), 1)) + ticks
+        columns = torch.randint(room_x + 1, (len(x), 1)) + torch.where(torch.rand(len(x), 1) < 0.5, ticks, ticks.flip(0))
+        images = torch.arange(len(x))[:, None, None]
+        return x[images.to(x.device), :, rows[:, :, None].to(x.device), columns[:, None].to(x.device)].permute(0, 3, 1, 2)
+
+
+class Normalise(nn.Module):
+    """Brings images in [0,1] to (−1, 1)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * x - 1
+
+
+def vgg(width: int = 128, dropout: float = 0.5, channels: int = 3, size: int = 32, crop: int = 28, classes: int = 10) -> nn.Sequential:
+    """The CIFAR-10 network of *Learning with a Strong Adversary* (its CIFAR_VGG code), on random crops of ``crop`` pixels.
+
+    Three 3×3 convolutions of ``width`` filters and three of twice as many, each three with a 3×3 max pooling by 2, then two layers of 16 · ``width``
+    units with ``dropout``.
+    """
+    if crop > size:
+        raise ValueError(f"crop is {crop} and size {size}; a crop is no larger than the image.")
+    body = OrderedDict(normalise=Normalise())
+    inputs = channels
+    for block, filters in enumerate((width, 2 * width), start=1):
+        for layer in (1, 2, 3):
+            body[f"conv{block}_{layer}"] = nn.Conv2d(inputs, filters, 3, padding=1)
+            body[f"relu{block}_{layer}"] = nn.ReLU()
+            inputs = filters
+        body[f"pool{block}"] = nn.MaxPool2d(3, 2)
+    body["flat"] = nn.Flatten()
+    hidden = 16 * width
+    flat = _flat_size(nn.Sequential(body), channels, crop)
+    for layer, units in (("dense1", flat), ("dense2", hidden)):
+        body |= {layer: nn.Linear(units, hidden), f"{layer}_relu": nn.ReLU(), f"{layer}_dropout": nn.Dropout(dropout)}
+    return _sequential(crop=CropAndFlip(crop), **body, output=nn.Linear(hidden, classes))
+
+
 def mlp(*widths: int, dropout: float = 0.0, pixels: int = 784, classes: int = 10) -> nn.Sequential:
     """A multi-layer perceptron with ReLU and hidden layers of the given widths: ``mlp(100)``, ``mlp(1000, 1000)``.
 

@@ -95,6 +95,35 @@ def test_the_network_of_madry_is_that_of_the_issue():
     assert model[:6](torch.rand(1, 1, 28, 28)).shape == (1, 64, 7, 7)
 
 
+def test_crop_and_flip_in_training_is_a_random_crop_of_each_image():
+    x = torch.arange(2 * 6 * 5, dtype=torch.float32).reshape(1, 2, 6, 5).expand(400, -1, -1, -1)
+    layer = models.CropAndFlip(4).train()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        crops = layer(x)
+    windows = {}
+    for top in range(3):
+        for left in range(2):
+            window = x[0, :, top : top + 4, left : left + 4]
+            windows |= {(top, left, False): window, (top, left, True): window.flip(2)}
+    found = [next(place for place, window in windows.items() if torch.equal(crop, window)) for crop in crops]
+    counts = [found.count(place) for place in windows]
+    assert min(counts) > 15 and max(counts) < 60  # 33 of each expected
+    assert torch.equal(layer.eval()(x), x[:, :, 1:5, 0:4])
+
+
+def test_the_vgg_is_that_of_the_authors_code():
+    model = models.vgg().eval()
+    assert [layer.out_channels for layer in model if isinstance(layer, torch.nn.Conv2d)] == [128] * 3 + [256] * 3
+    assert [layer.out_features for layer in model if isinstance(layer, torch.nn.Linear)] == [2048, 2048, 10]
+    assert sum(isinstance(layer, torch.nn.Dropout) for layer in model) == 2
+    assert model.normalise(torch.tensor([0.0, 0.5, 1.0])).tolist() == [-1, 0, 1]
+    small = models.vgg(4, 0.0, channels=1, size=28, crop=24)
+    assert small(torch.rand(3, 1, 28, 28)).shape == (3, 10)
+    with pytest.raises(ValueError, match="crop is 33 and size 32"):
+        models.vgg(4, crop=33)
+
+
 @pytest.mark.parametrize(("build", "size"), [(models.slides_cnn, 15), (models.lenet, 4), (models.deep_cnn, 7), (models.madry_cnn, 3)])
 def test_too_small_images_are_refused(build, size):
     with pytest.raises(ValueError, match=f"size is {size};.*larger images"):

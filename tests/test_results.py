@@ -263,7 +263,8 @@ def test_papers_schema(real):
     assert list(tables) == sorted(tables, key=lambda table_id: table_id[:2])  # in the order of the lectures
     for table_id, spec in tables.items():
         assert re.fullmatch(r"\d\d-[a-z0-9-]+", table_id)
-        assert spec.keys() <= {"title", "source", "unit", "digits", "rows"}
+        assert spec.keys() <= {"title", "source", "unit", "digits", "series", "rows"}
+        assert len({len(values) for values in spec.get("series", {}).values()}) <= 1  # the curves of a figure, point by point
         assert spec["title"]
         assert spec["source"]
         assert isinstance(spec.get("digits", 2), int)
