@@ -1,4 +1,4 @@
-"""Speed and memory beside the peers: ``make bench``, or ``python benchmarks/bench.py [attacks] [deepfool] [training] [imports] [memory]``.
+"""Speed and memory beside the peers: ``make bench``, or ``python benchmarks/bench.py [attacks] [deepfool] [mine] [training] [imports] [memory]``.
 
 Everything that is compared runs in one process, in turns, several times over, and a ratio is taken within each turn: what else the machine
 does then weighs on all alike. Tables show the median ratio. Writes ``build/bench.json``; exits with 1 when a bar is missed.
@@ -18,11 +18,12 @@ import torch
 import torch.nn.functional as F
 
 from course_utils import data, models, runtime
+from course_utils import mutual_information as mi
 from course_utils.attacks import deepfool as course_deepfool
 from course_utils.attacks import pgd, succeeded
 from course_utils.training import fit
 
-TURNS = {"attacks": 7, "deepfool": 3, "training": 3, "imports": 5}
+TURNS = {"attacks": 7, "deepfool": 3, "mine": 3, "training": 3, "imports": 5}
 
 
 @dataclass
@@ -146,6 +147,26 @@ def deepfool() -> list[Row]:
     return rows
 
 
+def mine() -> list[Row]:
+    """A step of MINE for one image, alone and in a batch of 64, where 64 critics learn at once."""
+    _, test = data.load()
+    x, y = test.x[:64], test.x[64:128]
+    front = models.cw_cnn()
+    rows = []
+    for samples, sample, d, maps in (
+        ("32 feature maps", mi.feature_maps(front), 26 * 26, True),
+        ("500 projections to 128", mi.projections(), 128, False),
+    ):
+        for name, critic, steps in (("affine", mi.Affine(d), 5), ("published", mi.Published(d, maps), 1)):
+            how = mi.Mine(sample, critic)
+            seconds = in_turns({n: lambda n=n: mi.estimate(x[:n], y[:n], how, steps=steps) for n in (1, 64)}, TURNS["mine"])  # noqa: B023
+            value = ratio([one / 64 for one in seconds[64]], seconds[1])
+            single, many = (1000 * statistics.median(seconds[n]) / n / (steps + 1) for n in (1, 64))
+            note = f"{single:.2f} ms alone, {many:.2f} ms in a batch"
+            rows.append(Row(f"MINE, {samples}, {name} critic: batch / alone", value, "×", "at most 1×", value <= 1, note))
+    return rows
+
+
 # ------------------------------------------------------------------------------------------------------------ training
 
 
@@ -252,7 +273,7 @@ def memory() -> list[Row]:
     return [*rows, Row("  the plain loop, all images at once", whole, "MiB")]
 
 
-SECTIONS = {"attacks": attacks, "deepfool": deepfool, "training": training, "imports": imports, "memory": memory}
+SECTIONS = {"attacks": attacks, "deepfool": deepfool, "mine": mine, "training": training, "imports": imports, "memory": memory}
 
 
 def main(names: list[str]) -> int:

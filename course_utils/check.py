@@ -8,6 +8,8 @@ not count as the student's progress.
 import copy
 import datetime
 import json
+import math
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -254,6 +256,15 @@ def _same(a: Tensor, b: Tensor) -> bool:
 
 def _per_image(values: Tensor) -> Tensor:
     return values[:, None, None, None]
+
+
+def _reaching(values: Tensor, leaf: Tensor, name: str) -> Tensor:
+    """The gradient of one number per image with respect to ``leaf``, which an attack will ask for."""
+    if values.requires_grad:
+        g = torch.autograd.grad(values.sum(), leaf, materialize_grads=True)[0]
+        if g.any():
+            return g
+    raise NotYet(f"the numbers are right, but no gradient reaches {name}. Is there a no_grad or a detach() too many?")
 
 
 def _loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
@@ -885,3 +896,349 @@ def lwa_loss(fn):
         raise NotYet("the number is right, but the gradient of the weights also flows through g. Hold g fixed: detach it, no create_graph.")
     if not _same(slopes, _slopes(right, weights)):
         raise NotYet("the number is right, but its gradient is not that of the loss at a fixed perturbation. Is something detached?")
+
+
+def _bound(value) -> Tensor:
+    if isinstance(value, int | float):
+        raise NotYet("you return a plain number, and no critic can learn from that. Return the tensor, without .item() or float(…).")
+    if not isinstance(value, Tensor):
+        raise NotYet(f"return the bound, a tensor of shape (), not {type(value).__name__}.")
+    if value.numel() != 1:
+        raise NotYet(f"the bound has shape {tuple(value.shape)} and should be one number: each term is a mean over the K samples.")
+    return value.reshape(())
+
+
+@exercise(
+    "08",
+    "The Donsker–Varadhan bound",
+    "Two terms: the mean of the critic on joint samples, minus the log of the mean of exp of the critic on shuffled ones.",
+    "exp(1000) overflows. torch.logsumexp(v, 0) is log of the SUM of exp, and does not; a mean is the sum divided by K.",
+    "joint.mean() - (marginal.logsumexp(0) - math.log(len(marginal))).",
+)
+def dv_bound(fn):
+    joint = torch.tensor([1.5, -0.2, 2.3, 0.9, 3.1, 0.4], dtype=torch.float64)
+    marginal = torch.tensor([-1.2, 0.7, 0.1, -2.5, 1.6, -0.4], dtype=torch.float64)
+    log_k = torch.tensor(6.0).double().log()
+
+    def lme(v):
+        return v.logsumexp(0) - torch.tensor(float(len(v))).double().log()
+
+    def dv(joint, marginal):
+        return joint.mean() - lme(marginal)
+
+    got = _bound(_call(fn, joint, marginal))
+    mean, right, ln2 = joint.mean(), dv(joint, marginal), torch.tensor(2.0).double().log()
+    bits = "that counts in bits, with the logarithm to base 2; nats take the natural one, torch.log."
+    for wrong, advice in (
+        (mean - marginal.logsumexp(0), "that is the log of the SUM of exp. The mean divides by K first: subtract log K from logsumexp."),
+        (mean - marginal.logsumexp(0) - log_k, "log K has the wrong sign: log mean exp is logsumexp − log K."),
+        (
+            mean - marginal.mean(),
+            "the log is inside the mean, where it undoes exp: that is mean(marginal). First exp, then the mean, then log.",
+        ),
+        (mean - marginal.exp().mean(), "the log is missing: log of the mean of exp(marginal)."),
+        (
+            mean - (marginal - 1).exp().mean(),
+            "that is another bound (of the f-divergences). Donsker–Varadhan takes the log of the mean of exp.",
+        ),
+        (-right, "the sign is turned: that is what an optimiser would descend. The bound itself is mean(joint) − log mean exp(marginal)."),
+        (mean + lme(marginal), "the second term is subtracted: a critic that is large everywhere must gain nothing."),
+        (dv(marginal, joint), "the arguments are swapped: the plain mean is over joint, exp over marginal."),
+        (right / ln2, bits),
+        (mean - lme(marginal) / ln2, bits),
+        (lme(joint) - lme(marginal), "exp and log are in both terms; the joint one is a plain mean."),
+        (joint.sum() - lme(marginal), "the first term is a sum over the samples; take the mean."),
+        (mean, "only the joint term is there; the shuffled samples are missing."),
+        (-lme(marginal), "only the shuffled term is there; mean(joint) is missing."),
+        (
+            mean - lme(marginal - marginal.max()),
+            "the largest value was subtracted before exp, so that nothing overflows; add it again after log.",
+        ),
+    ):
+        if _near(got, wrong):
+            raise NotYet(advice)
+    if not _near(got, right):
+        raise NotYet(f"for the test values the bound is {right:.4g} nats; you return {got:.4g}.")
+    high, low = 1000 + marginal[:4], marginal[:5] - 1000
+    for far in (high, low):
+        value = _bound(_call(fn, joint[: len(far)], far))
+        if not torch.isfinite(value):
+            size = "1000 exp overflows" if far is high else "−1000 every exp is 0, and log 0 is −inf"
+            raise NotYet(f"for critic values like {size}. torch.logsumexp knows the way around.")
+        if not _near(value, dv(joint[: len(far)], far)):
+            raise NotYet(
+                f"for {len(far)} samples with critic values around {far[0].round():.0f} the bound is "
+                f"{dv(joint[: len(far)], far):.4g}; you return {value:.4g}."
+            )
+    leaves = [joint.clone().requires_grad_(), marginal.clone().requires_grad_()]
+    if not _same(_slopes(_bound(fn(*leaves)), leaves), _slopes(dv(*leaves), leaves)):
+        raise NotYet("the number is right, but its gradient is not: the critic learns from both terms. Is something detached?")
+
+
+@exercise(
+    "08",
+    "The information of Gaussian projections, in closed form",
+    "Each projected coordinate is a pair of Gaussians whose correlation is the cosine between the two images; the coordinates are independent.",
+    "One pair of correlation ρ has −½ ln(1 − ρ²) nats, ``size`` independent ones have ``size`` times that.",
+    "cosine = torch.cosine_similarity(x.flatten(1), x_adv.flatten(1)); return -size / 2 * torch.log(1 - cosine**2).",
+)
+def projected_information(fn):
+    x, size = _images(5), 16
+    x_adv = (x + 0.7 * _images(5, seed=1)).clamp(0, 1)
+    a, b = x.flatten(1), x_adv.flatten(1)
+    cosine = F.cosine_similarity(a, b)
+
+    def information(rho):
+        return -size / 2 * torch.log(1 - rho**2)
+
+    got = _expect(_call(fn, x, x_adv, size), (5,), "the information")
+    right = information(cosine)
+    centred = F.cosine_similarity(a - a.mean(1, keepdim=True), b - b.mean(1, keepdim=True))
+    whole = (a * b).sum() / (a.norm() * b.norm())
+    for wrong, advice in (
+        (-right, "the sign is turned: the logarithm is negative, and information is not."),
+        (right / size, "that is one coordinate; ``size`` independent ones have ``size`` times as much."),
+        (2 * right, "one pair of Gaussians has −½ ln(1 − ρ²): the ½ is missing."),
+        (-size / 2 * torch.log(1 - cosine), "the correlation enters squared: 1 − ρ²."),
+        (right / torch.tensor(2.0).log(), "that counts in bits; nats take the natural logarithm, torch.log."),
+        (
+            information(centred),
+            "that is the correlation of the pixels. The projections keep the mean: take the cosine of the images as they are.",
+        ),
+        (information(whole).expand(5), "the cosine runs over the whole batch; each image has one of its own: flatten(1)."),
+        (x[0].numel() / size * right, "the number of coordinates is ``size``, not the number of pixels."),
+    ):
+        if _same(got, wrong):
+            raise NotYet(advice)
+    if not _same(got, right):
+        raise NotYet(f"for the first test image it is {right[0]:.4g} nats; you return {got[0]:.4g}.")
+
+
+@exercise(
+    "09",
+    "The criterion of an untargeted attack",
+    "How far is the logit of the true class above the best of the OTHERS? Where it is not above, the attack has succeeded: 0.",
+    "z_y is logits.gather(1, y[:, None])[:, 0]. For the others, put −inf in the place of z_y: logits.scatter(1, y[:, None], -torch.inf).",
+    "other = logits.scatter(1, y[:, None], -torch.inf).amax(1); return (z_y - other).clamp(min=0).",
+)
+def hinge(fn):
+    logits = torch.tensor(
+        [[3.2, 1.1, 0.4, -0.6], [0.3, 0.9, 2.1, -1.0], [-2.0, -1.5, 1.4, -0.8], [-0.2, 1.7, -1.3, 1.2], [-3.0, -1.1, -2.2, -0.7]],
+        dtype=torch.float64,
+    )  # three right, two wrong; in row 2 all others are negative, in row 4 all are
+    y = torch.tensor([0, 1, 2, 1, 0])
+    got = _call(fn, logits, y)
+    if isinstance(got, Tensor) and got.isnan().any():
+        raise NotYet("there is nan: 0 · inf, or inf − inf. Put −inf only in the place of z_y, with scatter, where or an index.")
+    got = _expect(got, (5,), "f")
+
+    def gap(z, others=-torch.inf):
+        return z.gather(1, y[:, None])[:, 0] - z.scatter(1, y[:, None], others).amax(1)
+
+    own, f = logits.gather(1, y[:, None])[:, 0], gap(logits)
+    right, top = f.relu(), logits.topk(2, dim=1).values
+    y_itself = "the maximum runs over all classes, y itself among them, so z_y is never above it. Leave y out."
+    zero = "z_y was set to 0, not left out, and where all other logits are negative 0 is the maximum. Set it to −inf."
+    soft = "those are probabilities, after the softmax. This criterion compares the logits."
+    lowest = logits.scatter(1, y[:, None], torch.inf).amin(1)
+    mean = (logits.sum(1) - own) / 3
+    for wrong, advice in (
+        (torch.zeros(5), y_itself),
+        (
+            f.clamp(max=0),  # z_y − max over all j is the same
+            "never positive: either the maximum runs over all classes, y itself among them, or clamp cuts the wrong side. It is clamp(min=0).",
+        ),
+        (f, "where the attack has succeeded you return a negative number; f⁺ = max(0, f) is 0 there."),
+        ((-f).relu(), "the sign is turned: f is positive as long as the true class leads, z_y − max_{j≠y} z_j."),
+        (-f, "the sign is turned: f is positive as long as the true class leads, z_y − max_{j≠y} z_j. And f⁺ = max(0, f)."),
+        (gap(logits, 0).relu(), zero),
+        (gap(logits, 0), zero),
+        (gap(logits.softmax(1)).relu(), soft),
+        (gap(logits.softmax(1)), soft),
+        (
+            top[:, 0] - top[:, 1],
+            "that is the lead of the predicted class; f is the lead of the true one, y. They differ where the model is wrong.",
+        ),
+        ((own - lowest).relu(), "that is the smallest of the others; the strongest rival is the largest."),
+        ((own - mean).relu(), "that is the mean of the others; the strongest rival is the largest."),
+        ((1 - f).relu(), "that is the hinge loss of a training, max(0, 1 − margin). The attack wants the margin itself: max(0, f)."),
+        (f.clamp(0, 1), "the lead is cut off at 1; only the side below 0 is clipped: clamp(min=0)."),
+        (own.relu(), "that is the logit of y alone; subtract the largest of the others."),
+        (own, "that is the logit of y alone; subtract the largest of the others."),
+        (right.mean().expand(5), "that is the mean over the batch; every image has its own f⁺."),
+        (f.mean().relu().expand(5), "that is the mean over the batch; every image has its own f⁺."),
+    ):
+        if _near(got, wrong):
+            raise NotYet(advice)
+    for i, (mine, yours) in enumerate(zip(right, got, strict=True)):
+        if not _near(mine, yours):
+            row = ", ".join(f"{v:.3g}" for v in logits[i].tolist())
+            raise NotYet(f"for logits {row} and the true class {y[i]} you return {yours:.3g} and not {mine:.3g}.")
+    leaf = logits.clone().requires_grad_()
+    if not _same(_reaching(fn(leaf, y), leaf, "the logits"), _gradient(lambda z: gap(z).relu(), logits)):
+        raise NotYet("the numbers are right, but the gradient is not: z_y and its strongest rival must both move. Is something detached?")
+
+
+@exercise(
+    "09",
+    "The update of the dual variable",
+    "c forgets a little, (1 − β / t^{1/4}) c, and grows by β f⁺ as long as the attack has not succeeded. It never becomes negative.",
+    "f⁺ is f.clamp(min=0); t^{1/4} is t ** 0.25. The second clamp is around the whole sum.",
+    "((1 - beta / t**0.25) * c + beta * f.clamp(min=0)).clamp(min=0).",
+)
+def dual_step(fn):
+    c = torch.tensor([0.5, 2.0, 1.5, 0.0, 0.8, 3.0], dtype=torch.float64)
+    f = torch.tensor([1.2, -0.7, 0.0, 0.9, -3.0, 0.4], dtype=torch.float64)
+    t, beta = 10, 0.3
+    plus = f.relu()
+
+    def step(decay, rise=beta * plus):
+        return (decay * c + rise).relu()
+
+    got = _expect(_call(fn, c, f, t, beta), (6,), "c")
+    slow = 1 - beta / t**0.25
+    unclamped = "f is negative where the attack has succeeded, and pulls c below what the decay alone gives. Use f⁺ = max(0, f)."
+    for wrong, advice in (
+        (c, "nothing changed: c is returned as it came in."),
+        (step(1), "c never forgets: the decay (1 − β / t^{1/4}) is missing."),
+        (step(1, beta * f), "c never forgets: the decay (1 − β / t^{1/4}) is missing. And f must be clipped: f⁺ = max(0, f)."),
+        (c + beta * f, "c never forgets: the decay (1 − β / t^{1/4}) is missing. And f must be clipped: f⁺ = max(0, f)."),
+        (step(slow, beta * f), unclamped),
+        (slow * c + beta * f, unclamped),
+        (step(1 - beta / t), "β / t dies out too fast; the decay has β / t^{1/4}, t ** 0.25."),
+        (step(1 - beta), "t is missing in the decay, β / t^{1/4}. (In Python 1 // 4 is 0, and t ** 0 is 1.)"),
+        (step(1 - beta / (t**1 // 4)), "Python reads t**1//4 as (t ** 1) // 4, a division. Write t ** 0.25."),
+        (step(1 - beta / (t / 4)), "Python reads t**1/4 as (t ** 1) / 4, a division. Write t ** 0.25."),
+        (step(1 - beta / t**0.5), "that is the square root of t; the decay takes the fourth root, t ** 0.25."),
+        (step(1 - beta / t**4), "that is the fourth power of t; the decay takes the fourth root, t ** 0.25."),
+        (step(1 - beta * t**0.25), "t^{1/4} divides β: the decay becomes weaker with time."),
+        (step((1 - beta) / t**0.25), "the brackets: 1 − (β / t^{1/4}), not (1 − β) / t^{1/4}."),
+        (step((1 - beta / t) ** 0.25), "the power belongs to t alone: β / t ** 0.25."),
+        (step(1 - 1 / t**0.25), "β is missing in the decay, 1 − β / t^{1/4}."),
+        (step(1 - beta / (t + 1) ** 0.25), "t counts from 1 already; take t, not t + 1."),
+        (step(1 + beta / t**0.25), "the decay has the wrong sign: 1 − β / t^{1/4}."),
+        (step(slow, plus), "β is missing before f⁺."),
+        (step(slow, beta / t**0.25 * plus), "the rise is β f⁺, with the full β; only the decay is divided by t^{1/4}."),
+        (slow * (c + beta * plus), "the decay multiplies f⁺ too; it belongs to c alone."),
+        (step(slow, -beta * plus), "c falls where the attack has not succeeded; it must grow there: + β f⁺."),
+        (step(slow, -beta * f), "c falls where the attack has not succeeded; it must grow there: + β f⁺, with f⁺ = max(0, f)."),
+        (slow * c - beta * plus, "c falls where the attack has not succeeded; it must grow there: + β f⁺."),
+        (step(slow, 0), "only the decay is there; + β f⁺ is missing."),
+        (step(slow, beta * f.abs()), "that is the absolute value of f; f⁺ = max(0, f) is 0 where the attack has succeeded."),
+        (step(slow, beta * plus.mean()), "f⁺ is averaged over the batch; each image has its own c and its own f."),
+    ):
+        if _near(got, wrong):
+            raise NotYet(advice)
+    for before, criterion, mine, yours in zip(c, f, step(slow), got, strict=True):
+        if not _near(mine, yours):
+            given = f"c = {before:.3g}, f = {criterion:.3g}, t = {t} and beta = {beta}"
+            raise NotYet(f"for {given} the next c is {mine:.4g}; you return {yours:.4g}.")
+    t, beta = 1, 1.5  # here the decay turns negative
+    rise, negative = beta * plus, 1 - beta
+    right = (negative * c + rise).relu()
+    got = _expect(_call(fn, c, f, t, beta), (6,), "c")
+    if _near(got, negative * c + rise):
+        raise NotYet("for β = 1.5 and t = 1 a c becomes negative: the projection onto c ≥ 0 is missing, max(0, …) around the whole sum.")
+    if _near(got, rise):
+        raise NotYet("for β = 1.5 you clip the decay at 0. The projection is around the whole sum: max(0, decay · c + β f⁺).")
+    if _near(got, (negative * c).abs() + rise) or _near(got, (negative * c + rise).abs()):
+        raise NotYet("for β = 1.5 an absolute value turns a negative number into a large c. The projection onto c ≥ 0 is max(0, …).")
+    if not _near(got, right):
+        mine, yours = (", ".join(f"{v:.3g}" for v in values) for values in (right, got))
+        raise NotYet(f"for β = 1.5 and t = 1 the next c is {mine}; you return {yours}.")
+
+
+@exercise(
+    "10",
+    "The criterion of an unsupervised adversarial example",
+    "Does the autoencoder give the ORIGINAL back from x_adv at least as well as from x itself? The target is x in both terms.",
+    "(x - model(x_adv)).square() holds one number per pixel. flatten(1).sum(1) adds those of one image.",
+    "Subtract the same with model(x). No detach() and no no_grad around model(x_adv): the attack needs the gradient there.",
+)
+def uae_criterion(fn):
+    with runtime.seeded(0):
+        layers = dict(flat=nn.Flatten(), code=nn.Linear(64, 16), relu=nn.ReLU(), output=nn.Linear(16, 64))
+        model = nn.Sequential(OrderedDict(**layers, sigmoid=nn.Sigmoid(), image=nn.Unflatten(1, (1, 8, 8)))).double().eval()
+    with torch.no_grad():
+        model.code.weight *= 4
+        model.output.weight *= 4
+    x = _images()
+    x_adv = (x + 0.6 * _images(seed=1) - 0.3).clamp(0, 1).requires_grad_()
+    before = _state(model)
+    values = _call(partial(fn, model), x, x_adv)
+    _as_found(model, before)
+    got = _expect(values, (6,), "f")
+
+    def total(v):
+        return v.square().flatten(1).sum(1)
+
+    def criterion(x_adv):
+        return total(x - model(x_adv)) - total(x - model(x))
+
+    moved = x_adv.detach()
+    with torch.no_grad():
+        a, b = model(moved), model(x)
+    new, own = total(x - a), total(x - b)
+    right = new - own
+    original = "the target is x_adv in the first term. What counts is how well the ORIGINAL comes back: ‖x − Φ(x_adv)‖²."
+    pixels = "that is the mean over the pixels; the criterion sums the squares."
+    for wrong, advice in (
+        (total(moved - a) - own, original),
+        (total(moved - a) - total(moved - b), "the target is x_adv in both terms; it is the original x in both."),
+        (new - total(moved - b), "the target of the second term is x_adv; it is the original x in both."),
+        (total(moved - b) - total(moved - a), "x and x_adv are swapped: the target is x in both terms, and Φ(x_adv) comes first."),
+        (total(moved - a), "that is how well x_adv comes back. The target is the original x, and ‖x − Φ(x)‖² is subtracted."),
+        (-right, "the sign is turned: f is at most 0 where x_adv gives x back at least as well as x does."),
+        (right / 64, pixels),
+        (-right / 64, pixels + " And the sign is turned."),
+        ((total(moved - a) - own) / 64, original + " And the squares are summed over the pixels, not averaged."),
+        (new, "the second term is missing: subtract ‖x − Φ(x)‖², how well x itself comes back."),
+        (own, "the first term is missing: ‖x − Φ(x_adv)‖²."),
+        (new + own, "the terms are added; subtract the second."),
+        (right.relu(), "that is f⁺; here the criterion f itself is asked for, negative where the attack has succeeded."),
+        (new.sqrt() - own.sqrt(), "those are the norms; the criterion takes their squares, without the root."),
+        ((x - a).abs().flatten(1).sum(1) - (x - b).abs().flatten(1).sum(1), "those are absolute differences; the criterion squares them."),
+        (total(b - a), "that compares the two reconstructions; each is compared with x, and then they are subtracted."),
+        (total(x - moved), "that is the size of the perturbation; the autoencoder is missing."),
+        (right.mean().expand(6), "that is the mean over the batch; every image has its own f."),
+        (right.sum().expand(6), "that is the sum over the batch; every image has its own f."),
+        (new - own.mean(), "the second term is averaged over the batch; every image has its own."),
+        (new.mean() - own, "the first term is averaged over the batch; every image has its own."),
+    ):
+        if _near(got, wrong):
+            raise NotYet(advice)
+    if not _near(got, right):
+        raise NotYet(f"for the first test image ‖x − Φ(x_adv)‖² − ‖x − Φ(x)‖² is {right[0]:.4g}; you return {got[0]:.4g}.")
+    if not _same(_reaching(values, x_adv, "x_adv"), _gradient(criterion, moved)):
+        raise NotYet("the numbers are right, but the gradient at x_adv is not that of ‖x − Φ(x_adv)‖². Is something detached?")
+
+
+@exercise(
+    "10",
+    "Epochs that take as many steps",
+    "An epoch has one step per batch, and the last batch may be smaller. Count the steps of the augmented training first.",
+    "Steps: epochs · ⌈augmented / batch_size⌉. Divide by the steps of one epoch on the original images, and round up.",
+    "steps = epochs * -(-augmented // batch_size); return -(-steps // -(-images // batch_size)).",
+)
+def matched_epochs(fn):
+    def right(images, augmented, epochs, batch_size):
+        return math.ceil(epochs * math.ceil(augmented / batch_size) / math.ceil(images / batch_size))
+
+    cases = [(100, 200, 10, 50), (100, 250, 7, 40), (130, 260, 10, 100), (90, 270, 3, 100), (2000, 2000, 20, 100), (150, 160, 5, 50)]
+    for case in cases:
+        got, want = _call(fn, *case), right(*case)
+        if not isinstance(got, int | float) or isinstance(got, bool):
+            raise NotYet(f"return a whole number, not {type(got).__name__}.")
+        images, augmented, epochs, batch_size = case
+        if got == epochs != want:
+            raise NotYet("the same number of epochs means more steps on the larger set; the steps are what must match.")
+        if got != int(got):
+            raise NotYet(f"for {case} you return {got}; epochs are whole numbers: round up, so that no step is missing.")
+        if got != want and got == math.ceil(epochs * augmented / images):
+            raise NotYet(
+                f"for {case} the ratio of the images gives {got}, but the last batch of an epoch is a step too, however small: {want}."
+            )
+        if got == want - 1:
+            raise NotYet(f"for {case} you return {got}, one too few: round up both times, a smaller last batch is a step too.")
+        if got != want:
+            raise NotYet(f"for {case} it is {want}; you return {got}.")

@@ -85,6 +85,26 @@ def madry_cnn(channels: int = 1, size: int = 28, classes: int = 10) -> nn.Sequen
     return _sequential(**body, dense1=nn.Linear(flat, 1024), relu3=nn.ReLU(), dense2=nn.Linear(1024, classes))
 
 
+def cw_cnn(width: int = 32, hidden: int = 200, channels: int = 1, size: int = 28, classes: int = 10) -> nn.Sequential:
+    """The classifier of the MinMax attack's code, after Carlini and Wagner (2017, Table 1): 3×3 convolutions, no padding, two and two.
+
+    ``width`` filters, then twice as many, 2×2 max pooling after each two, two layers of ``hidden`` units with dropout between them. 32 and 200
+    for MNIST, 64 and 256 for CIFAR-10.
+    """
+    body = OrderedDict()
+    inputs = channels
+    for block, filters in enumerate((width, 2 * width), start=1):
+        for layer in (2 * block - 1, 2 * block):
+            body[f"conv{layer}"] = nn.Conv2d(inputs, filters, 3)
+            body[f"relu{layer}"] = nn.ReLU()
+            inputs = filters
+        body[f"pool{block}"] = nn.MaxPool2d(2)
+    body["flat"] = nn.Flatten()
+    flat = _flat_size(nn.Sequential(body), channels, size)
+    head = dict(dense1=nn.Linear(flat, hidden), relu5=nn.ReLU(), dropout=nn.Dropout(0.5), dense2=nn.Linear(hidden, hidden), relu6=nn.ReLU())
+    return _sequential(**body, **head, dense3=nn.Linear(hidden, classes))
+
+
 class CropAndFlip(nn.Module):
     """In training a random crop of ``size`` pixels of every image, half of them mirrored; in eval mode the middle. (N, C, H, W) in and out.
 

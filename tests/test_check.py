@@ -1,6 +1,7 @@
 """Every check: the right solution passes, and each typical wrong answer gets its own advice."""
 
 import json
+import math
 import re
 import socket
 import time
@@ -9,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from course_utils import attacks, check, objectives
+from course_utils import attacks, check, mutual_information, objectives
 
 torch.set_num_threads(1)
 
@@ -104,11 +105,39 @@ def lwa_loss(model, x, y, c):
     return F.cross_entropy(model(x + c * g / g.flatten(1).norm(dim=1)[:, None, None, None]), y)
 
 
+def dv_bound(joint, marginal):
+    return joint.mean() - (marginal.logsumexp(0) - math.log(len(marginal)))
+
+
+def hinge(logits, y):
+    own = logits.gather(1, y[:, None])[:, 0]
+    other = logits.scatter(1, y[:, None], -torch.inf).amax(1)
+    return (own - other).clamp(min=0)
+
+
+def dual_step(c, f, t, beta):
+    return ((1 - beta / t**0.25) * c + beta * f.clamp(min=0)).clamp(min=0)
+
+
+def uae_criterion(model, x, x_adv):
+    return (x - model(x_adv)).square().flatten(1).sum(1) - (x - model(x)).square().flatten(1).sum(1)
+
+
+def projected_information(x, x_adv, size):
+    return -size / 2 * torch.log(1 - torch.cosine_similarity(x.flatten(1), x_adv.flatten(1)) ** 2)
+
+
+def matched_epochs(images, augmented, epochs, batch_size):
+    steps = epochs * -(-augmented // batch_size)
+    return -(-steps // -(-images // batch_size))
+
+
 RIGHT = [
     *(linf_size, accuracy, honest_accuracy, descent_step, roughness, max_normalised, fgsm, pgd, targeted_loss, hit_rate),
     *(linear_adversary, robust_logistic, adversarial_loss, gradient_penalty, adv_alpha_step, lwa_loss),
+    *(dv_bound, projected_information, hinge, dual_step, uae_criterion, matched_epochs),
 ]
-WITH_A_MODEL = {fn.__name__: fn for fn in (descent_step, fgsm, pgd, adversarial_loss, gradient_penalty, lwa_loss)}
+WITH_A_MODEL = {fn.__name__: fn for fn in (descent_step, fgsm, pgd, adversarial_loss, gradient_penalty, lwa_loss, uae_criterion)}
 
 # Other ways to be right: a check asks for what the function does, not for how.
 ALSO_RIGHT = {
@@ -130,7 +159,18 @@ ALSO_RIGHT = {
     "gradient_penalty": lambda model, x, y, lam: objectives.gradient_penalty(lam)(model, x, y),
     "adv_alpha_step": lambda alpha, T, y, eps: torch.stack([one_adv_alpha_step(*row, eps) for row in zip(alpha, T, y, strict=True)]),
     "lwa_loss": lambda model, x, y, c: objectives.lwa(c)(model, x, y),
+    "dv_bound": lambda joint, marginal: joint.mean() - (marginal - marginal.max()).exp().mean().log() - marginal.max(),
+    "hinge": lambda z, y: torch.stack([(z[i, k] - torch.cat([z[i, :k], z[i, k + 1 :]]).max()).relu() for i, k in enumerate(y)]),
+    "dual_step": lambda c, f, t, beta: torch.maximum(c - beta * (c / math.sqrt(math.sqrt(t)) - f.relu()), torch.zeros(())),
+    "projected_information": lambda x, x_adv, size: mutual_information.projected_information(x, x_adv, size),
+    "matched_epochs": lambda images, augmented, epochs, batch: math.ceil(epochs * math.ceil(augmented / batch) / math.ceil(images / batch)),
+    "uae_criterion": lambda model, x, x_adv: (F.mse_loss(model(x_adv), x, reduction="none") - fixed_error(model, x)).sum(dim=(1, 2, 3)),
 }
+
+
+@torch.no_grad()
+def fixed_error(model, x):
+    return (model(x) - x) ** 2
 
 
 def one_adv_alpha_step(alpha, T, y, eps):
@@ -390,6 +430,56 @@ def frozen(fn):
             model.output.requires_grad_(True)
 
     return without_the_output_layer
+
+
+def lme(v):
+    return v.logsumexp(0) - math.log(len(v))
+
+
+def leads(logits, y, instead=-torch.inf):
+    """z_y − max_{j≠y} z_j, before it is clipped."""
+    return logits.gather(1, y[:, None])[:, 0] - logits.scatter(1, y[:, None], instead).amax(1)
+
+
+def own_logit(logits, y):
+    return logits.gather(1, y[:, None])[:, 0]
+
+
+def hinge_in_place(logits, y):
+    rows = torch.arange(len(y))
+    own = logits[rows, y]
+    logits[rows, y] = -torch.inf
+    return (own - logits.amax(1)).clamp(min=0)
+
+
+def dual(decay, rise=lambda f, t, beta: beta * f.relu()):
+    """A ``dual_step`` with another decay or another rise."""
+    return lambda c, f, t, beta: (decay(t, beta) * c + rise(f, t, beta)).clamp(min=0)
+
+
+def slow(t, beta):
+    return 1 - beta / t**0.25
+
+
+def dual_in_place(c, f, t, beta):
+    c *= 1 - beta / t**0.25
+    c += beta * f.relu()
+    return c.relu()
+
+
+def squares(v):
+    return v.square().flatten(1).sum(1)
+
+
+def uae(change):
+    """A wrong ``uae_criterion``: ``change(x, x_adv, a, b)`` is what is returned; a = Φ(x_adv), b = Φ(x)."""
+    return lambda model, x, x_adv: change(x, x_adv, model(x_adv), model(x))
+
+
+def uae_backward(model, x, x_adv):
+    f = uae_criterion(model, x, x_adv)
+    f.sum().backward(retain_graph=True)
+    return f
 
 
 # exercise -> [(a distinctive part of the advice, the wrong answer)]
@@ -723,6 +813,173 @@ WRONG = {
         (".grad is filled", lwa_backward),
         ("must ask for a gradient before", lambda model, x, y, c: torch.autograd.grad(F.cross_entropy(model(x), y), x)[0].norm()),
         ("the loss at x + c", lambda model, x, y, c: F.cross_entropy(model(attacks.fgsm(model, x, y, eps=c)), y)),
+    ],
+    "dv_bound": [
+        ("the log of the SUM of exp", lambda a, b: a.mean() - b.logsumexp(0)),
+        ("the log of the SUM of exp", lambda a, b: a.mean() - b.exp().sum().log()),
+        ("log K has the wrong sign", lambda a, b: a.mean() - b.logsumexp(0) - math.log(len(b))),
+        ("the log is inside the mean", lambda a, b: a.mean() - b.exp().log().mean()),
+        ("the log is inside the mean", lambda a, b: a.mean() - b.mean()),
+        ("the log is missing", lambda a, b: a.mean() - b.exp().mean()),
+        ("another bound", lambda a, b: a.mean() - (b - 1).exp().mean()),
+        ("the sign is turned", lambda a, b: -dv_bound(a, b)),
+        ("the second term is subtracted", lambda a, b: a.mean() + lme(b)),
+        ("the arguments are swapped", lambda a, b: dv_bound(b, a)),
+        ("counts in bits", lambda a, b: dv_bound(a, b) / math.log(2)),
+        ("counts in bits", lambda a, b: a.mean() - b.exp().mean().log2()),
+        ("exp and log are in both terms", lambda a, b: lme(a) - lme(b)),
+        ("a sum over the samples", lambda a, b: a.sum() - lme(b)),
+        ("only the joint term", lambda a, b: a.mean()),
+        ("only the shuffled term", lambda a, b: -lme(b)),
+        ("add it again after log", lambda a, b: a.mean() - (b - b.max()).exp().mean().log()),
+        ("1000 exp overflows", lambda a, b: a.mean() - b.exp().mean().log()),
+        ("1000 exp overflows", lambda a, b: a.mean() - b.logsumexp(0).exp().div(len(b)).log()),
+        ("−1000 every exp is 0", lambda a, b: a.mean() - (b - b.relu().max()).exp().mean().log() - b.relu().max()),
+        ("for 4 samples with critic values around 999", lambda a, b: a.mean() - b.logsumexp(0) + math.log(6)),
+        ("for 4 samples with critic values around 999", lambda a, b: a.mean() - b.clamp(max=80).exp().mean().log()),
+        ("for 5 samples with critic values around -1001", lambda a, b: a.mean() - lme(b.clamp(min=-80))),
+        ("no gradient reaches the weights", lambda a, b: dv_bound(a, b).detach()),
+        ("Is something detached", lambda a, b: dv_bound(a, b.detach())),
+        ("Is something detached", lambda a, b: dv_bound(a.detach(), b)),
+        ("you return a plain number", lambda a, b: dv_bound(a, b).item()),
+        ("has shape (6,) and should be one number", lambda a, b: a - lme(b)),
+        ("not list", lambda a, b: [dv_bound(a, b)]),
+        ("for the test values the bound is", lambda a, b: a.max() - lme(b)),
+        ("changed its input", lambda a, b: a.mean() - b.exp_().mean().log()),
+    ],
+    "projected_information": [
+        ("sign is turned", lambda x, x_adv, size: -projected_information(x, x_adv, size)),
+        ("one coordinate", lambda x, x_adv, size: projected_information(x, x_adv, 1)),
+        ("the ½ is missing", lambda x, x_adv, size: 2 * projected_information(x, x_adv, size)),
+        ("enters squared", lambda x, x_adv, size: -size / 2 * torch.log(1 - torch.cosine_similarity(x.flatten(1), x_adv.flatten(1)))),
+        ("counts in bits", lambda x, x_adv, size: projected_information(x, x_adv, size) / math.log(2)),
+        (
+            "correlation of the pixels",
+            lambda x, x_adv, size: projected_information(*(z - z.mean((1, 2, 3), keepdim=True) for z in (x, x_adv)), size),
+        ),
+        ("whole batch", lambda x, x_adv, size: projected_information(x.reshape(1, -1), x_adv.reshape(1, -1), size).expand(len(x))),
+        ("not the number of pixels", lambda x, x_adv, size: projected_information(x, x_adv, x[0].numel())),
+        ("you return", lambda x, x_adv, size: projected_information(x, x_adv, size) + 0.1),
+        ("shape", lambda x, x_adv, size: projected_information(x, x_adv, size).mean()),
+    ],
+    "hinge": [
+        ("y itself among them", lambda z, y: (own_logit(z, y) - z.amax(1)).clamp(min=0)),
+        ("never positive", lambda z, y: own_logit(z, y) - z.amax(1)),
+        ("cuts the wrong side", lambda z, y: leads(z, y).clamp(max=0)),
+        ("the sign is turned", lambda z, y: z.amax(1) - own_logit(z, y)),
+        ("f⁺ = max(0, f) is 0 there", leads),
+        ("the sign is turned", lambda z, y: (-leads(z, y)).relu()),
+        ("And f⁺ = max(0, f)", lambda z, y: -leads(z, y)),
+        ("set to 0, not left out", lambda z, y: leads(z, y, 0).relu()),
+        ("set to 0, not left out", lambda z, y: (own_logit(z, y) - (z * (1 - F.one_hot(y, 4))).amax(1)).relu()),
+        ("those are probabilities", lambda z, y: hinge(z.softmax(1), y)),
+        ("those are probabilities", lambda z, y: leads(z.softmax(1), y)),
+        ("the lead of the predicted class", lambda z, y: hinge(z, z.argmax(1))),
+        ("the smallest of the others", lambda z, y: (own_logit(z, y) - z.scatter(1, y[:, None], torch.inf).amin(1)).relu()),
+        ("the mean of the others", lambda z, y: (own_logit(z, y) - (z.sum(1) - own_logit(z, y)) / 3).relu()),
+        ("the hinge loss of a training", lambda z, y: (1 - leads(z, y)).relu()),
+        ("cut off at 1", lambda z, y: leads(z, y).clamp(0, 1)),
+        ("the logit of y alone", own_logit),
+        ("the logit of y alone", lambda z, y: own_logit(z, y).relu()),
+        ("one number for the whole batch", lambda z, y: hinge(z, y).mean()),
+        ("one number for the whole batch", lambda z, y: hinge(z, y).sum().item()),
+        ("the mean over the batch", lambda z, y: hinge(z, y).mean().expand(len(y))),
+        ("the mean over the batch", lambda z, y: leads(z, y).mean().relu().expand(len(y))),
+        ("there is nan", lambda z, y: (own_logit(z, y) - (z - torch.inf * F.one_hot(y, 4)).amax(1)).relu()),
+        ("take .values", lambda z, y: z.scatter(1, y[:, None], -torch.inf).max(1)),
+        ("has shape (5, 1) and should have (5,)", lambda z, y: hinge(z, y)[:, None]),
+        ("has shape (5, 4)", lambda z, y: z),
+        ("changed its input", hinge_in_place),
+        ("no gradient reaches the logits", lambda z, y: hinge(z.detach(), y)),
+        ("must both move", lambda z, y: (own_logit(z, y) - z.detach().scatter(1, y[:, None], -torch.inf).amax(1)).relu()),
+        ("for logits 3.2, 1.1, 0.4, -0.6 and the true class 0 you return 4.2 and not 2.1", lambda z, y: 2 * hinge(z, y)),
+        ("for logits -3, -1.1, -2.2, -0.7 and the true class 0", lambda z, y: hinge(z, y) + (y == 0) * (z[:, 0] < 0)),
+    ],
+    "dual_step": [
+        ("nothing changed", lambda c, f, t, beta: c),
+        ("c never forgets: the decay (1 − β / t^{1/4}) is missing.\n", dual(lambda t, beta: 1)),
+        ("is missing. And f must be clipped", dual(lambda t, beta: 1, lambda f, t, beta: beta * f)),
+        ("is missing. And f must be clipped", lambda c, f, t, beta: c + beta * f),
+        ("below what the decay alone gives", dual(slow, lambda f, t, beta: beta * f)),
+        ("below what the decay alone gives", lambda c, f, t, beta: slow(t, beta) * c + beta * f),
+        ("β / t dies out too fast", dual(lambda t, beta: 1 - beta / t)),
+        ("t is missing in the decay", dual(lambda t, beta: 1 - beta)),
+        ("t is missing in the decay", dual(lambda t, beta: 1 - beta / t ** (1 // 4))),
+        ("reads t**1//4 as", dual(lambda t, beta: 1 - beta / (t**1 // 4))),
+        ("reads t**1/4 as", dual(lambda t, beta: 1 - beta / (t**1 / 4))),
+        ("the square root of t", dual(lambda t, beta: 1 - beta / t**0.5)),
+        ("the fourth power of t", dual(lambda t, beta: 1 - beta / t**4)),
+        ("t^{1/4} divides β", dual(lambda t, beta: 1 - beta * t**0.25)),
+        ("the brackets", dual(lambda t, beta: (1 - beta) / t**0.25)),
+        ("the power belongs to t alone", dual(lambda t, beta: (1 - beta / t) ** 0.25)),
+        ("β is missing in the decay", dual(lambda t, beta: 1 - 1 / t**0.25)),
+        ("counts from 1 already", dual(lambda t, beta: slow(t + 1, beta))),
+        ("the decay has the wrong sign", dual(lambda t, beta: 1 + beta / t**0.25)),
+        ("β is missing before f⁺", dual(slow, lambda f, t, beta: f.relu())),
+        ("with the full β", dual(slow, lambda f, t, beta: beta / t**0.25 * f.relu())),
+        ("the decay multiplies f⁺ too", lambda c, f, t, beta: slow(t, beta) * (c + beta * f.relu())),
+        ("it must grow there: + β f⁺.", dual(slow, lambda f, t, beta: -beta * f.relu())),
+        ("it must grow there: + β f⁺.", lambda c, f, t, beta: slow(t, beta) * c - beta * f.relu()),
+        ("it must grow there: + β f⁺, with", dual(slow, lambda f, t, beta: -beta * f)),
+        ("only the decay is there", dual(slow, lambda f, t, beta: 0)),
+        ("the absolute value of f", dual(slow, lambda f, t, beta: beta * f.abs())),
+        ("averaged over the batch", dual(slow, lambda f, t, beta: beta * f.relu().mean())),
+        ("the projection onto c ≥ 0 is missing", lambda c, f, t, beta: slow(t, beta) * c + beta * f.relu()),
+        ("you clip the decay at 0", dual(lambda t, beta: max(0, slow(t, beta)))),
+        ("you clip the decay at 0", lambda c, f, t, beta: (slow(t, beta) * c).relu() + beta * f.relu()),
+        ("an absolute value", lambda c, f, t, beta: (slow(t, beta) * c + beta * f.relu()).abs()),
+        ("an absolute value", lambda c, f, t, beta: (slow(t, beta) * c).abs() + beta * f.relu()),
+        (
+            "for c = 0, f = 0.9, t = 10 and beta = 0.3 the next c is 0.27; you return 0.",
+            lambda c, f, t, beta: dual_step(c, f, t, beta).where(c > 0, 0.0),
+        ),
+        ("for β = 1.5 and t = 1 the next c is", lambda c, f, t, beta: dual_step(c, f, t, min(beta, 1))),
+        ("changed its input", dual_in_place),
+        ("one number for the whole batch", lambda c, f, t, beta: dual_step(c, f, t, beta).mean()),
+        ("has shape (6, 6)", lambda c, f, t, beta: slow(t, beta) * c[:, None] + beta * f.relu()),
+        ("c is a list", lambda c, f, t, beta: dual_step(c, f, t, beta).tolist()),
+    ],
+    "uae_criterion": [
+        ("the target is x_adv in the first term", uae(lambda x, x_adv, a, b: squares(x_adv - a) - squares(x - b))),
+        ("the target is x_adv in both terms", uae(lambda x, x_adv, a, b: squares(x_adv - a) - squares(x_adv - b))),
+        ("the target of the second term", uae(lambda x, x_adv, a, b: squares(x - a) - squares(x_adv - b))),
+        ("x and x_adv are swapped", lambda model, x, x_adv: uae_criterion(model, x_adv, x)),
+        ("how well x_adv comes back", uae(lambda x, x_adv, a, b: squares(x_adv - a))),
+        ("the sign is turned: f", uae(lambda x, x_adv, a, b: squares(x - b) - squares(x - a))),
+        ("the mean over the pixels", uae(lambda x, x_adv, a, b: (x - a).square().mean((1, 2, 3)) - (x - b).square().mean((1, 2, 3)))),
+        ("And the sign is turned", uae(lambda x, x_adv, a, b: (x - b).square().mean((1, 2, 3)) - (x - a).square().mean((1, 2, 3)))),
+        ("not averaged", uae(lambda x, x_adv, a, b: (x_adv - a).square().mean((1, 2, 3)) - (x - b).square().mean((1, 2, 3)))),
+        ("the second term is missing", uae(lambda x, x_adv, a, b: squares(x - a))),
+        ("the first term is missing", uae(lambda x, x_adv, a, b: squares(x - b))),
+        ("the terms are added", uae(lambda x, x_adv, a, b: squares(x - a) + squares(x - b))),
+        ("that is f⁺", lambda *arguments: uae_criterion(*arguments).relu()),
+        ("those are the norms", uae(lambda x, x_adv, a, b: squares(x - a).sqrt() - squares(x - b).sqrt())),
+        ("absolute differences", uae(lambda x, x_adv, a, b: distances(a, x).sum(1) - distances(b, x).sum(1))),
+        ("compares the two reconstructions", uae(lambda x, x_adv, a, b: squares(a - b))),
+        ("the autoencoder is missing", uae(lambda x, x_adv, a, b: squares(x - x_adv))),
+        ("one number for the whole batch", lambda *arguments: uae_criterion(*arguments).sum()),
+        ("one number for the whole batch", uae(lambda x, x_adv, a, b: F.mse_loss(a, x) - F.mse_loss(b, x))),
+        ("the mean over the batch", lambda *arguments: uae_criterion(*arguments).mean().expand(6)),
+        ("the sum over the batch", lambda *arguments: uae_criterion(*arguments).sum().expand(6)),
+        ("the second term is averaged", uae(lambda x, x_adv, a, b: squares(x - a) - squares(x - b).mean())),
+        ("the first term is averaged", uae(lambda x, x_adv, a, b: squares(x - a).mean() - squares(x - b))),
+        ("no gradient reaches x_adv", lambda model, x, x_adv: uae_criterion(model, x, x_adv.detach())),
+        ("no gradient reaches x_adv", lambda *arguments: uae_criterion(*arguments).detach()),
+        ("no gradient reaches x_adv", torch.no_grad()(uae_criterion)),
+        ("no gradient reaches x_adv", uae(lambda x, x_adv, a, b: squares(x - a).detach() - squares(x - b))),
+        ("is not that of ‖x − Φ(x_adv)‖²", lambda model, x, x_adv: uae_criterion(model, x, (x_adv + x_adv.detach()) / 2)),
+        ("for the first test image", uae(lambda x, x_adv, a, b: (squares(x - a) - squares(x - b)) / 2)),
+        ("has shape (6, 1, 8, 8)", uae(lambda x, x_adv, a, b: (x - a).square() - (x - b).square())),
+        (".grad is filled", uae_backward),
+        ("in place of x +=", lambda model, x, x_adv: squares(x - model(x_adv.clamp_(0, 1)))),
+    ],
+    "matched_epochs": [
+        ("the steps are what must match", lambda n, m, epochs, batch: epochs),
+        ("round up, so that no step", lambda n, m, epochs, batch: epochs * math.ceil(m / batch) / math.ceil(n / batch)),
+        ("however small", lambda n, m, epochs, batch: math.ceil(epochs * m / n)),
+        ("one too few", lambda n, m, epochs, batch: epochs * -(-m // batch) // -(-n // batch)),
+        ("it is 20", lambda n, m, epochs, batch: epochs * -(-m // batch)),
+        ("whole number", lambda n, m, epochs, batch: str(epochs)),
     ],
 }
 
