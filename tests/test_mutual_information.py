@@ -1021,12 +1021,13 @@ def scripted(thresholds, x, calls, informations=None):
     return run
 
 
-def test_penalty_searches_c_tenfold_and_then_by_halves_for_every_image(monkeypatch):
+@pytest.mark.parametrize("similar", [True, False])
+def test_penalty_searches_c_tenfold_and_then_by_halves_for_every_image(monkeypatch, similar):
     x, _ = batch(5)
     thresholds, calls = torch.tensor([0.0005, 0.05, 7.0, 3.3, torch.inf]).double(), []
     monkeypatch.setattr(mi, "minmax", scripted(thresholds, x, calls))
-    found = penalty(None, None, x, rounds=9, c=1e-3, mine=None, steps=3, eps=0.2)
-    assert len(calls) == 9 and all(settings == dict(mine=None, steps=3, eps=0.2) for _, settings in calls)
+    found = penalty(None, None, x, rounds=9, c=1e-3, mine=None, steps=3, similar=similar)
+    assert len(calls) == 9 and all(settings == dict(mine=None, steps=3, similar=similar) for _, settings in calls)
     tried = torch.stack([c for c, _ in calls], 1)
     for i, threshold in enumerate(thresholds.tolist()):
         lower, upper, c, best = 0.0, None, 1e-3, None
@@ -1035,7 +1036,7 @@ def test_penalty_searches_c_tenfold_and_then_by_halves_for_every_image(monkeypat
             if c >= threshold:
                 upper = c
                 information = -abs(math.log10(c) - 0.3)
-                best = max(best or (-math.inf, None), (information, c))
+                best = (max if similar else min)(best or (information, c), (information, c))
             else:
                 lower = c
             c = 10 * c if upper is None else (lower + upper) / 2
