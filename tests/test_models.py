@@ -15,6 +15,7 @@ SIZES = {
     "lenet 500": (partial(models.lenet, 500, 0.5), 26 * 20 + (500 + 1) * 50 + (50 * 4 * 4 + 1) * 500 + 501 * 10),
     "deep_cnn": (models.deep_cnn, 10 * 8 + 73 * 8 + 73 * 16 + 145 * 16 + 145 * 32 + 289 * 32 + (32 * 3 * 3 + 1) * 100 + 101 * 10),
     "madry_cnn": (models.madry_cnn, 26 * 32 + (800 + 1) * 64 + (64 * 7 * 7 + 1) * 1024 + 1025 * 10),
+    "cw_cnn": (models.cw_cnn, 10 * 32 + 289 * 32 + 289 * 64 + 577 * 64 + (64 * 4 * 4 + 1) * 200 + 201 * 200 + 201 * 10),
     "mlp": (partial(models.mlp, 100), 785 * 100 + 101 * 10),
     "mlp 2": (partial(models.mlp, 30, 20), 785 * 30 + 31 * 20 + 21 * 10),
     "mlp dropout": (partial(models.mlp, 30, 20, dropout=0.5), 785 * 30 + 31 * 20 + 21 * 10),
@@ -39,7 +40,7 @@ def test_the_slides_cnn_is_the_slides_cnn():
     assert kinds == ["Conv2d", "ReLU", "MaxPool2d", "Conv2d", "ReLU", "MaxPool2d", "Flatten", "Linear", "ReLU", "Linear"]
 
 
-@pytest.mark.parametrize("build", [models.slides_cnn, models.lenet, models.deep_cnn, models.madry_cnn])
+@pytest.mark.parametrize("build", [models.slides_cnn, models.lenet, models.deep_cnn, models.madry_cnn, models.cw_cnn])
 @pytest.mark.parametrize("size", [28, 32, 48])
 def test_other_channels_sizes_and_classes(build, size):
     model = build(channels=3, size=size, classes=7)
@@ -124,7 +125,9 @@ def test_the_vgg_is_that_of_the_authors_code():
         models.vgg(4, crop=33)
 
 
-@pytest.mark.parametrize(("build", "size"), [(models.slides_cnn, 15), (models.lenet, 4), (models.deep_cnn, 7), (models.madry_cnn, 3)])
+@pytest.mark.parametrize(
+    ("build", "size"), [(models.slides_cnn, 15), (models.lenet, 4), (models.deep_cnn, 7), (models.madry_cnn, 3), (models.cw_cnn, 13)]
+)
 def test_too_small_images_are_refused(build, size):
     with pytest.raises(ValueError, match=f"size is {size};.*larger images"):
         build(size=size)

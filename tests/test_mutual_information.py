@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import nn
 
+from course_utils import autoencoders, runtime
 from course_utils import mutual_information as mi
-from course_utils import runtime
 from course_utils.attacks import succeeded
 from course_utils.mutual_information import (
     MLP,
@@ -1117,3 +1117,17 @@ def test_ssim_is_what_a_slow_double_loop_finds():
                 values.append((2 * m * n + 1e-4) * (2 * c + 9e-4) / ((m * m + n * n + 1e-4) * (v + w + 9e-4)))
     found = ssim(torch.from_numpy(a)[None], torch.from_numpy(b)[None])
     assert found.item() == pytest.approx(np.mean(values), abs=1e-12)
+
+
+# ----------------------------------------------------------------------------------------------- photos, as SVHN has them
+
+
+@pytest.mark.parametrize("kind", ["convolutional", "dense"])
+def test_unsupervised_examples_of_colour_images(kind):
+    x = torch.rand(6, 3, 32, 32, generator=runtime.generator(0))
+    model = autoencoders.train(kind, x, epochs=1, batch_size=3)
+    maps = kind == "convolutional"
+    how = mi.Mine(mi.feature_maps(model) if maps else mi.projections(5, 8), mi.Affine(32 * 32 if maps else 8), lr=1e-2)
+    found = minmax(model, mi.reconstructed(model, x), x, mine=how, eps=0.1, steps=3, step_size=0.1, similar=False)
+    assert found.x_adv.shape == x.shape and 0 <= found.x_adv.min() and found.x_adv.max() <= 1
+    assert 0 < (found.x_adv - x).abs().max() <= 0.1 + 1e-6
