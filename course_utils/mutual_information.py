@@ -67,7 +67,7 @@ def projected_information(x: Images, x_adv: Images, size: int = 128) -> Float[Te
 
 
 class MLP(nn.Module):
-    """T(u, v) with ReLU layers of the given widths on (u, v): (…, d_u), (…, d_v) -> (…)."""
+    """T(u, v) with ReLU layers of the given widths on (u, v): (…, d_u), (…, d_v) -> (…), leading dimensions broadcast, as in all critics."""
 
     def __init__(self, inputs: int, *widths: int):
         super().__init__()
@@ -76,7 +76,8 @@ class MLP(nn.Module):
         self.out = nn.Linear(layers[-1], 1)
 
     def forward(self, u: Tensor, v: Tensor) -> Tensor:
-        h = torch.cat([u, v], -1)
+        shape = torch.broadcast_shapes(u.shape[:-1], v.shape[:-1])
+        h = torch.cat([z.expand(*shape, -1) for z in (u, v)], -1)
         for layer in self.hidden:
             h = layer(h).relu()
         return self.out(h).squeeze(-1)
@@ -105,8 +106,8 @@ class Published(nn.Module):
         return nn.Sequential(image, nn.Conv2d(1, 16, 2), nn.Flatten(), nn.Linear(16 * (side - 1) ** 2, 512), nn.Linear(512, 10))
 
     def forward(self, u: Tensor, v: Tensor) -> Tensor:
-        towers = (tower(z.flatten(0, -2)) for tower, z in ((self.left, u), (self.right, v)))
-        return self.out(sum(towers).relu()).view(u.shape[:-1])
+        towers = (tower(z.flatten(0, -2)).unflatten(0, z.shape[:-1]) for tower, z in ((self.left, u), (self.right, v)))
+        return self.out(sum(towers).relu()).squeeze(-1)
 
 
 class Affine(nn.Module):
@@ -149,12 +150,11 @@ class Critics:
 
     def bound(self, u: Samples, v: Samples, order: Int[Tensor, "k"] | None = None) -> Float[Tensor, "n"]:
         """``dv_bound`` of each image; shuffled samples are v in the given ``order``, without one all K² pairs, which never exceeds log K."""
-        k = u.shape[1]
         if order is None:
-            pairs = self(u.repeat_interleave(k, 1), v.repeat(1, k, 1))
-            return dv_bound(pairs[:, :: k + 1], pairs)
-        values = self(torch.cat([u, u], 1), torch.cat([v, v[:, order]], 1))
-        return dv_bound(values[:, :k], values[:, k:])
+            pairs = self(u[:, :, None], v[:, None])  # critics broadcast, so each sample passes its tower once
+            return dv_bound(pairs.diagonal(dim1=1, dim2=2), pairs.flatten(1))
+        values = self(u[:, None], torch.stack([v, v[:, order]], 1))
+        return dv_bound(values[:, 0], values[:, 1])
 
     def learn(self, u: Samples, v: Samples, order: Int[Tensor, "k"] | None = None) -> Float[Tensor, "n"]:
         """One step of Adam; returns the bounds before it."""
