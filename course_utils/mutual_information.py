@@ -22,7 +22,7 @@ from course_utils import runtime
 from course_utils.attacks import Images, Labels, _check_count, _check_images, _goal
 from course_utils.training import eval_mode
 
-MEMORY = 4 * 2**30  # bytes that critics and samples of one chunk may take
+MEMORY = 2**28  # bytes that critics and samples of one chunk may take; with more, the allocator costs more than batching saves
 
 Samples = Float[Tensor, "n k d"]
 Sampler = Callable[[Tensor, Tensor, torch.Generator], tuple[Samples, Samples]]  # (x, x_adv, generator) -> K samples of each image
