@@ -5,6 +5,7 @@ import re
 import sys
 
 from course_utils.notebooks import WIDGET_VIEW, claims, code_cells, source_hash
+from course_utils.runtime import ROOT
 
 FRAME = ["Play", "Measure", "Doubt", "Your turn", "Claims", "Recap and references"]
 PROMISES = ["Promise", "You will be able to", "You need", "Time", "Source", "Threat model"]
@@ -14,7 +15,7 @@ WIDGETS = ("explorer", "digit_pad")  # the functions of course_utils.widgets who
 MOST_LINES = 40
 MOST_BYTES = 1_500_000
 # Where a machine's own folders begin; an output or source that holds one reads badly everywhere else
-MACHINE_PATH = re.compile(r"(?<![\w.])(/home/|/root/|/Users/|/work/|/tmp/|/var/|/private/|[A-Z]:\\)|site-packages")
+MACHINE_PATH = re.compile(rf"(?<![\w.])(/(?:home|root|Users|tmp|var|private)/|[A-Z]:\\)|{re.escape(str(ROOT))}|site-packages")
 
 
 def number(path) -> str:

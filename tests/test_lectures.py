@@ -389,7 +389,12 @@ def stored_warning(nb):
 
 @breaks("no_machine_paths")
 def data_folder(nb):
-    code_cells(nb)[2].outputs.append(new_output("stream", name="stdout", text="MNIST: unpacking into /home/me/data"))
+    code_cells(nb)[2].outputs.append(new_output("stream", name="stdout", text="MNIST: unpacking into /tmp/data"))
+
+
+@breaks("no_machine_paths")
+def clone_folder(nb):
+    code_cells(nb)[2].outputs.append(new_output("stream", name="stdout", text=f"reading {ROOT}/results"))
 
 
 @breaks("no_machine_paths")
