@@ -14,13 +14,13 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from safetensors.torch import load, save
+from safetensors.torch import load
 from torch import Tensor, nn
 
 from course_utils import runtime
 from course_utils.attacks import Images, _check_count, _check_images
 from course_utils.models import _sequential, mlp
-from course_utils.training import predict
+from course_utils.training import keep_weights, predict
 
 Loss = Float[Tensor, ""]
 adam = partial(torch.optim.Adam, lr=1e-3, eps=1e-7)
@@ -161,10 +161,7 @@ def trained(kind: str, x: Images, **settings) -> nn.Sequential:
         except Exception as error:  # the library raises its own types, and any damage has the same cure
             print(f"The cached weights {path.name} are damaged ({error}); training again.")
     model = train(kind, x, **settings)
-    try:
-        runtime.write_atomic(path, save({name: tensor.contiguous() for name, tensor in model.state_dict().items()}))
-    except OSError as error:
-        print(f"The trained weights could not be kept in {path.parent} ({error}); set COURSE_CACHE to a folder that can be written.")
+    keep_weights(path, model)
     return model
 
 

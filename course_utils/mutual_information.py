@@ -348,7 +348,7 @@ def minmax(
     ``similar=False`` information is made small instead (unsupervised adversarial examples), and only positive values count, as in the authors'
     code. ``mine=None`` puts −‖δ‖₂² in the place of information (L2-UAE).
 
-    ``model`` is what ``criterion`` judges by; it is held in eval mode. The slides start at δ = 0, where f is flat more often than not; their
+    ``model`` is what ``criterion`` judges by; it is held in eval mode. The slides start at δ = 0, the authors'
     code at random within ±``start`` (Glorot's limit for 28×28), which is the default here. A given ``c`` (a number, or one per image) stays fixed.
 
     Raises:

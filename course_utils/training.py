@@ -221,11 +221,7 @@ def trained(build: Callable[[], nn.Module], images: Images, *, seed: int = 0, **
     if history is None:
         checkpoint = path.with_suffix(".checkpoint")
         history = fit(model, images, seed=seed, checkpoint=checkpoint, **settings)
-        state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-        try:
-            runtime.write_atomic(path, safetensors_bytes(state, {"history": json.dumps(asdict(history))}))
-        except OSError as error:
-            print(f"The trained weights could not be kept in {path.parent} ({error}); set COURSE_CACHE to a folder that can be written.")
+        keep_weights(path, model, history=json.dumps(asdict(history)))
         with suppress(OSError):  # a folder that could not be written
             checkpoint.unlink(missing_ok=True)
     elif settings.get("verbose", True):
@@ -240,6 +236,15 @@ def slides_network(train: Images, validation: Images, seed: int = 0, *, verbose:
     """
     build = partial(models.slides_cnn, channels=train.x.shape[1], size=train.x.shape[2], classes=len(train.classes))
     return trained(build, train, seed=seed, epochs=runtime.pick(quick=3, full=10), validation=validation, verbose=verbose)
+
+
+def keep_weights(path: Path, model: nn.Module, **metadata: str) -> None:
+    """Writes the weights as safetensors with ``metadata``; a folder that cannot be written costs a message, not the training."""
+    state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    try:
+        runtime.write_atomic(path, safetensors_bytes(state, metadata))
+    except OSError as error:
+        print(f"The trained weights could not be kept in {path.parent} ({error}); set COURSE_CACHE to a folder that can be written.")
 
 
 def _read_weights(path: Path, model: nn.Module) -> History | None:
