@@ -1,9 +1,10 @@
-"""Speed and memory beside the peers: ``make bench``, or ``python benchmarks/bench.py [attacks] [deepfool] [mine] [training] [imports] [memory]``.
+"""Speed and memory beside the peers: ``make bench``, or ``python benchmarks/bench.py [attacks] [deepfool] [mine] [confuse] [training] [imports] [memory]``.
 
 Everything that is compared runs in one process, in turns, several times over, and a ratio is taken within each turn: what else the machine
 does then weighs on all alike. Tables show the median ratio. Writes ``build/bench.json``; exits with 1 when a bar is missed.
 """
 
+import copy
 import json
 import os
 import resource
@@ -11,19 +12,20 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 
 import torch
 import torch.nn.functional as F
 
+from course_utils import confuse as course_confuse
 from course_utils import data, models, runtime
 from course_utils import mutual_information as mi
 from course_utils.attacks import deepfool as course_deepfool
 from course_utils.attacks import pgd, succeeded
 from course_utils.training import fit
 
-TURNS = {"attacks": 7, "deepfool": 3, "mine": 3, "training": 3, "imports": 5}
+TURNS = {"attacks": 7, "deepfool": 3, "mine": 3, "confuse": 7, "training": 3, "imports": 5}
 
 
 @dataclass
@@ -221,6 +223,70 @@ def training() -> list[Row]:
     return rows
 
 
+# --------------------------------------------------------------------------------------------------- learning to confuse
+
+
+def usual_trial(generator, optimizer, batches, device, eps, steps, lr) -> float:
+    """A trial of Algorithm 2 as one would write it from the paper, and as its authors have: a new network for every pseudo-update."""
+    frozen, classifier = copy.deepcopy(generator).eval(), models.confused_cnn().to(device).train()
+    generator.train()
+    sgd = torch.optim.SGD(classifier.parameters(), lr=lr)
+    outcomes = []
+    for _ in range(steps):
+        x, y = (part.to(device) for part in next(batches))
+        poisoned = (x + eps * generator(x).tanh()).clamp(0, 1)
+        names, weights = zip(*classifier.named_parameters(), strict=True)
+        slopes = torch.autograd.grad(F.cross_entropy(classifier(poisoned), y), weights, create_graph=True)
+        moved = models.confused_cnn().to(device).train()
+        for name, weight, slope in zip(names, weights, slopes, strict=True):
+            layer, kind = name.split(".")
+            del moved.get_submodule(layer)._parameters[kind]
+            setattr(moved.get_submodule(layer), kind, weight - lr * slope)
+        outcome = F.cross_entropy(moved(x), y)
+        optimizer.zero_grad()
+        (-outcome).backward()
+        optimizer.step()
+        with torch.no_grad():
+            poisoned = (x + eps * frozen(x).tanh()).clamp(0, 1)
+        sgd.zero_grad()
+        F.cross_entropy(classifier(poisoned), y).backward()
+        sgd.step()
+        outcomes.append(outcome.detach())
+    return torch.stack(outcomes).mean().item()
+
+
+def endless(loader) -> Iterator:
+    while True:
+        yield from loader
+
+
+def confuse() -> list[Row]:
+    """A step of Algorithm 2 (generator, then classifier) with the paper's networks, batches of 64, against a straightforward one."""
+    train, _ = data.load()
+    batches = endless(torch.utils.data.DataLoader(usual_data(train), batch_size=64, shuffle=True))
+    rows = []
+    for device, least in (("cpu", 1.5), ("cuda", 3)):
+        if device == "cuda" and not torch.cuda.is_available():
+            continue
+        steps, images = 10 if device == "cpu" else 100, train.to(device)
+        ours, usual = (course_confuse.autoencoder(16, 32).to(device) for _ in range(2))
+        adam, their_adam = (torch.optim.Adam(generator.parameters(), lr=1e-4) for generator in (ours, usual))
+
+        def course(ours=ours, adam=adam, images=images, device=device, steps=steps) -> None:
+            model = models.confused_cnn().to(device)
+            course_confuse._trial(ours, adam, model, images, eps=0.3, steps=steps, target=None, batch_size=64, lr=0.01, store=False)
+
+        def straightforward(usual=usual, their_adam=their_adam, device=device, steps=steps) -> None:
+            usual_trial(usual, their_adam, batches, device, eps=0.3, steps=steps, lr=0.01)
+
+        seconds = in_turns({"course": course, "usual": straightforward}, TURNS["confuse"])
+        value = ratio(seconds["usual"], seconds["course"])
+        theirs, own = (1000 * statistics.median(seconds[name]) / steps for name in ("usual", "course"))
+        note = f"{theirs:.1f} ms a step against {own:.1f} ms"
+        rows.append(Row(f"second-order step on {device}: straightforward / course", value, "×", f"at least {least}×", value >= least, note))
+    return rows
+
+
 # ------------------------------------------------------------------------------------------------------ import, memory
 
 LIGHT = "runtime, geometry, data, models, training, attacks, check, claims, results"
@@ -273,7 +339,15 @@ def memory() -> list[Row]:
     return [*rows, Row("  the plain loop, all images at once", whole, "MiB")]
 
 
-SECTIONS = {"attacks": attacks, "deepfool": deepfool, "mine": mine, "training": training, "imports": imports, "memory": memory}
+SECTIONS = {
+    "attacks": attacks,
+    "deepfool": deepfool,
+    "mine": mine,
+    "confuse": confuse,
+    "training": training,
+    "imports": imports,
+    "memory": memory,
+}
 
 
 def main(names: list[str]) -> int:

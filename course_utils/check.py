@@ -5,12 +5,11 @@ raises into the notebook. ● is right, ○ is not there yet. The solution of a 
 not count as the student's progress.
 """
 
-import copy
 import datetime
 import json
 import math
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -140,11 +139,20 @@ def _model() -> nn.Module:
     return model
 
 
+def _flat(arguments: Iterable) -> Iterator:
+    """The arguments, with lists and tuples taken apart."""
+    for a in arguments:
+        yield from _flat(a) if isinstance(a, list | tuple) else (a,)
+
+
 def _call(fn: Callable, *arguments):
     """What the student's function returns; refuses one that changes its arguments."""
-    kept = [copy.deepcopy(a) if isinstance(a, Tensor | list) else a for a in arguments]
+    kept = [a.detach().clone().requires_grad_(a.requires_grad) if isinstance(a, Tensor) else a for a in _flat(arguments)]
     got = fn(*arguments)
-    for now, before in zip(arguments, kept, strict=True):
+    left = list(_flat(arguments))
+    if len(left) != len(kept):
+        raise NotYet("your function changed the length of a list that it was given. Work on a copy: list(…).")
+    for now, before in zip(left, kept, strict=True):
         if not torch.equal(now, before) if isinstance(now, Tensor) else now != before:
             raise NotYet("your function changed its input in place. Work on a copy: x.clone(); or x + delta, which makes a new tensor.")
         if isinstance(now, Tensor) and now.requires_grad and not before.requires_grad:
@@ -192,17 +200,20 @@ def _state(model: nn.Module) -> dict[str, Tensor]:
     return {name: p.clone() for name, p in model.state_dict().items()}
 
 
-def _as_found(model: nn.Module, before: dict[str, Tensor]) -> None:
+def _as_found(
+    model: nn.Module,
+    before: dict[str, Tensor],
+    weights: str = "An attack moves the image and a loss only measures; the weights stay fixed.",
+    grads: str = "torch.autograd.grad(loss, x)[0] asks for the image's alone.",
+) -> None:
     if model.training:
         raise NotYet(
             "the model was in eval mode and is now in train mode; dropout and batch norm would behave differently. Leave the mode alone."
         )
     if any(not torch.equal(p, before[name]) for name, p in model.state_dict().items()):
-        raise NotYet("the model's weights have changed. An attack moves the image and a loss only measures; the weights stay fixed.")
+        raise NotYet(f"the model's weights have changed. {weights}")
     if any(p.grad is not None for p in model.parameters()):
-        raise NotYet(
-            "the weights' .grad is filled: loss.backward() reaches them too. torch.autograd.grad(loss, x)[0] asks for the image's alone."
-        )
+        raise NotYet(f"the weights' .grad is filled: loss.backward() reaches them too. {grads}")
 
 
 def _attacked(fn: Callable, model: nn.Module, x: Tensor, *arguments) -> Tensor:
@@ -1242,3 +1253,431 @@ def matched_epochs(fn):
             raise NotYet(f"for {case} you return {got}, one too few: round up both times, a smaller last batch is a step too.")
         if got != want:
             raise NotYet(f"for {case} it is {want}; you return {got}.")
+
+
+@exercise(
+    "11",
+    "Noise that cannot leave the ball",
+    "Which smooth function takes any number and gives one between −1 and 1, with both signs? Its result is then scaled to the ball.",
+    "torch.tanh runs from −1 to 1 and has a slope everywhere, so the generator learns at every pixel. eps stands outside.",
+    "return eps * torch.tanh(raw).",
+)
+def bounded_noise(fn):
+    raw = torch.randn(4, 1, 3, 3, generator=runtime.generator(0), dtype=torch.float64)
+    raw[0, 0, 0] = torch.tensor([-4.0, 0.0, 2.5])
+    eps = 0.3
+    got = _expect(_call(fn, raw, eps), tuple(raw.shape), "the noise")
+    cut = "beyond the bound clamp has gradient 0, and a pixel that is cut off never comes back. Use a smooth function."
+    outside = "eps stands outside: ε · tanh(raw). Then the bound is ε, whatever raw is."
+    for wrong, advice in (
+        (raw, "nothing happened: raw is returned as it came in."),
+        (raw.clamp(-eps, eps), cut),
+        (eps * raw.clamp(-1, 1), cut),
+        (raw.tanh().clamp(-eps, eps), cut),
+        (eps * raw.sigmoid(), "sigmoid runs from 0 to 1, so pixels could only become brighter. The noise needs both signs: tanh."),
+        (raw.sigmoid(), "sigmoid runs from 0 to 1, so pixels could only become brighter, and eps is missing. Use tanh, times eps."),
+        (raw.sigmoid() - 0.5, "that stays within ±½, whatever eps is. Use tanh, times eps."),
+        (eps * (raw.sigmoid() - 0.5), "that reaches only ε/2 on either side. tanh runs from −1 to 1."),
+        (eps * (2 * raw.sigmoid() - 1), "bounded, and with both signs: it is ε · tanh(raw / 2). Here tanh(raw) itself is asked for."),
+        (raw.tanh(), "eps is missing: tanh alone reaches ±1, the whole range of a pixel."),
+        ((eps * raw).tanh(), outside),
+        (eps * (eps * raw).tanh(), "eps is there twice; it stands outside tanh only."),
+        (eps * (raw / eps).tanh(), "raw / eps inside makes tanh so steep that it is almost a sign. eps stands outside only."),
+        (raw.tanh() / eps, "you divide by eps; multiply."),
+        (-eps * raw.tanh(), "the sign is turned: a positive raw makes the pixel brighter."),
+        (eps * raw, "that has no bound: where raw is 4 the pixel moves by 4 ε. Put tanh in between."),
+        (eps * raw.sign(), "the sign stays in the ball, but it is flat: the generator would get no gradient. Use tanh."),
+        (eps * raw / raw.abs().max(), "the largest entry of the batch decides about all images. tanh treats every pixel for itself."),
+    ):
+        if _near(got, wrong):
+            raise NotYet(advice)
+    if got.abs().max() > eps + 1e-6:
+        raise NotYet(f"a pixel moves by {got.abs().max():.3g}, and eps is {eps}. Every pixel may move by eps at most.")
+    for value, mine, yours in zip(raw.flatten(), eps * raw.tanh().flatten(), got.flatten(), strict=True):
+        if not _near(mine, yours):
+            raise NotYet(f"for raw = {value:.3g} and eps = {eps} you return {yours:.3g} and not {mine:.3g}.")
+    row, small = torch.tensor([-1.0, 0.2, 6.0], dtype=torch.float64), 0.05
+    if not _near(_expect(_call(fn, row, small), (3,), "the noise"), small * row.tanh()):
+        raise NotYet(f"right for eps = {eps}, but not for eps = {small}. Is eps written as a number?")
+    leaf = raw.clone().requires_grad_()
+    if not _same(_reaching(fn(leaf * 1, eps), leaf, "raw"), _gradient(lambda v: eps * v.tanh(), raw)):
+        raise NotYet("the numbers are right, but the gradient is not that of ε · tanh(raw). Is something detached?")
+
+
+@exercise(
+    "11",
+    "One step of the victim, kept differentiable",
+    "The loss is the mean cross-entropy at x_poisoned. Ask for its gradient with respect to the parameters, and change no parameter.",
+    "params = dict(model.named_parameters()); torch.autograd.grad(loss, list(params.values()), create_graph=True) keeps the way back.",
+    "return {name: p - lr * g for (name, p), g in zip(params.items(), grads)}.",
+)
+def pseudo_update(fn):
+    model, x, y, lr = _model(), 0.1 + 0.8 * _images(), torch.arange(6), 0.3
+    xi = torch.randn(x.shape, generator=runtime.generator(1), dtype=torch.float64).requires_grad_()  # stands for the generator's weights
+    x_poisoned = x + 0.1 * xi.tanh()
+    before, own = _state(model), dict(model.named_parameters())
+    from_the_model = "The step is only worked out: return new tensors, p − lr · g, and leave the model's own as they are."
+    try:
+        params = _call(partial(fn, model), x_poisoned, y, lr)
+    except RuntimeError as error:
+        if "not require grad" not in str(error):
+            raise
+        raise NotYet(
+            "no graph leads from the loss to these parameters. state_dict() and detach() cut it off, and no_grad builds none: "
+            "take dict(model.named_parameters())."
+        ) from error
+    stored = "torch.autograd.grad(loss, params, create_graph=True) returns the gradients and stores nothing."
+    _as_found(model, before, weights=from_the_model, grads=stored)
+    if xi.grad is not None:
+        raise NotYet(f"backward() ran on through x_poisoned and filled the generator's .grad too. {stored}")
+    if not isinstance(params, Mapping):
+        raise NotYet(
+            f"you return a {type(params).__name__}; return a dict, name → tensor, with which functional_call(model, params, x) works."
+        )
+    if set(params) != set(own):
+        names = ", ".join(map(str, params)) or "none"
+        raise NotYet(f"the names should be those of model.named_parameters(): {', '.join(own)}. You return {names}.")
+    for name, p in own.items():
+        if not isinstance(params[name], Tensor) or params[name].shape != p.shape:
+            what = tuple(params[name].shape) if isinstance(params[name], Tensor) else type(params[name]).__name__
+            raise NotYet(f"{name} should be a tensor of shape {tuple(p.shape)}; yours is {what}.")
+
+    def row(tensors) -> Tensor:
+        return torch.cat([v.detach().flatten() for v in tensors])
+
+    def slopes(loss) -> Tensor:
+        return row(torch.autograd.grad(loss, list(own.values()), retain_graph=True))
+
+    logits = model(x_poisoned)
+    grads = torch.autograd.grad(F.cross_entropy(logits, y), list(own.values()), create_graph=True)
+    p, g, got = row(own.values()), row(grads), row(params[name] for name in own)
+    step = lr * g
+    summed = "that is the step on the summed loss, N times too long. Take the mean, as the victim's training does."
+    for wrong, advice in (
+        (p, "the parameters are still where they were: subtract lr times the gradient."),
+        (p + step, "the step goes up: the victim's training descends its loss. Subtract."),
+        (p - len(x) * step, summed),
+        (p + len(x) * step, summed + " And the sign is wrong: subtract."),
+        (p - g, "lr is missing."),
+        (p - g / lr, "you divide by lr; multiply."),
+        (g, "those are the gradients; return the parameters after the step, p − lr · g."),
+        (-step, "that is the step alone; add it to the parameters."),
+        (step, "that is the step alone; subtract it from the parameters."),
+        (p - lr * g.sign(), "that is a step along the sign; the victim takes a plain step of SGD, lr times the gradient."),
+        (p - lr * slopes(F.cross_entropy(logits.softmax(1), y)), SOFTMAX_TWICE),
+        (
+            p - lr * slopes(F.cross_entropy(logits, logits.argmax(1))),
+            "the label is the model's own prediction; the victim learns the labels of the data, y.",
+        ),
+    ):
+        if _near(got, wrong):
+            raise NotYet(advice)
+    for name, v, slope in zip(own, own.values(), grads, strict=True):
+        if not _near(params[name].detach(), (v - lr * slope).detach()):
+            still = " It has not moved." if _near(params[name].detach(), v.detach()) else ""
+            raise NotYet(f"{name} is not p − lr · g after one step on the mean cross-entropy at x_poisoned.{still}")
+
+    def learned(params) -> Tensor:
+        """What the generator gets: the gradient of the loss on clean images after the step."""
+        loss = F.cross_entropy(torch.func.functional_call(model, params, (x,)), y)
+        if not loss.requires_grad:
+            return torch.zeros_like(xi)
+        return torch.autograd.grad(loss, xi, retain_graph=True, materialize_grads=True)[0]
+
+    try:
+        reached = learned(dict(params))
+    except RuntimeError as error:
+        if "a second time" not in str(error):
+            raise
+        raise NotYet("the numbers are right, but the graph is used up, and the generator needs it: create_graph=True.") from error
+    if not reached.any():
+        raise NotYet(
+            "the numbers are right, but no gradient reaches x_poisoned, so the generator learns nothing. The step needs its own graph: "
+            "create_graph=True, and no detach() or no_grad."
+        )
+    right = learned({name: v - lr * slope for (name, v), slope in zip(own.items(), grads, strict=True)})
+    if not _near(reached / right.abs().max(), right / right.abs().max()):
+        raise NotYet("the numbers are right, but only part of the gradient reaches x_poisoned. Is one of the parameters detached?")
+
+
+@exercise(
+    "12",
+    "The next class",
+    "η sends every class to the one after it. And the last class? The labels are a circle.",
+    "The remainder closes the circle: % classes. Mind the brackets: in y + 1 % classes the remainder is taken first, of 1 alone.",
+    "return (y + 1) % classes.",
+)
+def next_label(fn):
+    for labels, classes in (([3, 9, 0, 4, 9, 7, 8], 10), ([3, 0, 2, 1, 3, 3], 4), ([0, 1, 1, 0], 4), ([1, 0, 1], 2)):
+        y = torch.tensor(labels)
+        got = _call(fn, y, classes)
+        if isinstance(got, Tensor) and got.shape == (len(y), classes):
+            raise NotYet("those are one-hot rows. F.cross_entropy takes the numbers of the classes: return shape (N,).")
+        got = _expect(got, (len(y),), "the labels")
+        right = (y + 1) % classes
+        for wrong, advice in (
+            (y, "nothing changed: every class keeps its own label."),
+            ((y + 1) % 10, f"that counts ten classes, and here there are {classes}: use the argument."),
+            (y + 1, f"there is no class {classes}: after the last comes 0, (y + 1) % classes. Look at the brackets too."),
+            ((y + 1).clamp(max=classes - 1), "the last class keeps its label. The labels are a circle: after the last comes 0."),
+            ((y - 1) % classes, "that is the class before; η goes to the one after it, y + 1."),
+            (y - 1, "that is the class before; η goes to the one after it, y + 1, and from the last to 0."),
+            (classes - 1 - y, "that is the mirror image, first and last class exchanged; η goes one on."),
+            (y.roll(1), "that moves the labels along the batch; each label itself goes one on: y + 1."),
+            (y.roll(-1), "that moves the labels along the batch; each label itself goes one on: y + 1."),
+            ((y + 1) % (classes - 1), "the remainder is of classes − 1, so that no image gets the last class. Take % classes."),
+            (
+                (y + 1) % (y.max() + 1),
+                "the number of classes is guessed from the labels of this batch, and the last class need not be in it: use the argument.",
+            ),
+        ):
+            if _near(got, wrong) and not torch.equal(wrong, right):
+                raise NotYet(advice)
+        for before, mine, yours in zip(y, right, got, strict=True):
+            if not _near(mine, yours):
+                raise NotYet(f"with {classes} classes, label {before} becomes {mine}; you return {yours.item():.3g}.")
+        if got.dtype != torch.int64:
+            raise NotYet(f"the labels are {str(got.dtype).removeprefix('torch.')}. F.cross_entropy wants whole numbers, int64, as y is.")
+
+
+@exercise(
+    "12",
+    "Poison a share of the images",
+    "Draw round(share · N) different places with the generator. Those rows come from x_poisoned, all others stay x, each at its place.",
+    "torch.randperm(len(x), generator=generator) is every place once, in random order; take as many from its front as you need.",
+    "mixed = x.clone(); mixed[places] = x_poisoned[places]; return mixed.",
+)
+def share_poisoned(fn):
+    n, share = 20, 0.38
+    x, x_poisoned = _images(n), _images(n, seed=1)
+    k = round(share * n)
+
+    def chosen(share: float, generator: torch.Generator) -> Tensor:
+        """For every row whether it is the poisoned one."""
+        got = _call(fn, x, x_poisoned, share, generator)
+        if isinstance(got, Tensor) and got.shape[1:] == x.shape[1:] and len(got) != n:
+            raise NotYet(f"{n} images came in and {len(got)} come out. The poisoned ones take the places of their clean versions.")
+        got = _expect(got, tuple(x.shape))
+
+        def equal(rows: Tensor, to: Tensor) -> Tensor:
+            return (rows - to).abs().flatten(rows.dim() - 3).amax(-1) < 1e-6
+
+        own = equal(got, x_poisoned)
+        strange = ~own & ~equal(got, x)
+        if strange.any():
+            known = equal(got[:, None], x[None]).any(1) | equal(got[:, None], x_poisoned[None]).any(1)
+            if known.all():
+                raise NotYet("the images are whole, but not each is at its place: row i is x[i] or x_poisoned[i], for y[i] is its label.")
+            i = (~known).nonzero()[0].item()
+            raise NotYet(f"row {i} is neither x[{i}] nor x_poisoned[{i}]. Choose whole images; no pixel is mixed.")
+        return own
+
+    draws = [chosen(share, runtime.generator(seed)) for seed in range(32)]
+    counts = {int(places.sum()) for places in draws}
+    low, high, first = min(counts), max(counts), draws[0]
+    one_size = {
+        0: f"no image is poisoned; {share} of {n} images are {share * n:.3g}, so {k}.",
+        n: f"all images are poisoned; {share} of {n} images are {share * n:.3g}, so {k}.",
+        n - k: f"{n - k} images are poisoned and {k} are clean; it is the other way round.",
+        k - 1: f"{share} of {n} images are {share * n:.3g}: round to {k}, where int() and // cut off.",
+    }
+    if low == high != k:
+        raise NotYet(one_size.get(low, f"{low} of {n} images are poisoned; round(share · N) is {k}."))
+    if high > k:
+        raise NotYet(
+            f"from draw to draw {low} to {high} images are poisoned: a coin for each image hits the share on average. Draw exactly {k}."
+        )
+    if low < k:
+        raise NotYet(f"some draws poison only {low} images: a place is drawn twice. randperm draws without replacement, randint with it.")
+    if all(torch.equal(places, first) for places in draws):
+        if first[:k].all() or first[-k:].all():
+            raise NotYet(
+                f"you always take the {'first' if first[:k].all() else 'last'} {k}. Where data are sorted, those are of one class: draw at random."
+            )
+        raise NotYet("the same images are chosen whatever the generator. Hand it on as it is: torch.randperm(len(x), generator=generator).")
+    torch.manual_seed(1)
+    if any(not torch.equal(chosen(share, runtime.generator(seed)), draws[seed]) for seed in range(3)):
+        raise NotYet(
+            "two generators with the same seed choose different images: the chance comes from elsewhere. "
+            "torch.randperm(len(x), generator=generator)."
+        )
+    going_on = runtime.generator(0)
+    if torch.equal(chosen(share, going_on), chosen(share, going_on)):
+        raise NotYet("called twice with one generator you choose the same images: only its seed is read. Let randperm draw from it.")
+    if all((places != places.roll(1)).sum() == 2 for places in draws):
+        raise NotYet("the chosen images always lie side by side: only the beginning is drawn. Draw every place: randperm.")
+    never = ~torch.stack(draws).any(0)
+    if never.any():
+        raise NotYet(f"in 32 draws image {never.nonzero()[0].item()} was never chosen. Every place has the same chance: randperm(len(x)).")
+    for other, right in ((0.36, round(0.36 * n)), (0.0, 0), (1.0, n)):
+        count = int(chosen(other, runtime.generator(0)).sum())
+        if count != right:
+            raise NotYet(f"for share = {other:g} and {n} images, round(share · N) is {right}; you poison {count}.")
+
+
+@exercise(
+    "13",
+    "Gradients that point the same way",
+    "All parameters together have one gradient, one long vector: flatten each tensor and join them. How do two vectors compare in direction?",
+    "The cosine is ⟨a, b⟩ / (‖a‖ ‖b‖): 1 in the same direction, −1 in the opposite one. A loss should be smallest where it is largest.",
+    "a = torch.cat([g.flatten() for g in g_poison]), b likewise; return 1 - F.cosine_similarity(a, b, dim=0).",
+)
+def matching_loss(fn):
+    rng = runtime.generator(2)
+    shapes = [(5, 2, 3), (5,), (4, 5), (4,)]
+    a, noise = (tuple(torch.randn(shape, generator=rng, dtype=torch.float64) for shape in shapes) for _ in range(2))
+    a = tuple(size * v for size, v in zip((0.5, 2.0, 1.0, 3.0), a, strict=True))
+    b = tuple(turn * v + w for turn, v, w in zip((0.8, -0.2, 1.0, 0.3), a, noise, strict=True))
+
+    def row(gradients) -> Tensor:
+        return torch.cat([v.flatten() for v in gradients])
+
+    def right(g_poison, g_target) -> Tensor:
+        return 1 - F.cosine_similarity(row(g_poison), row(g_target), dim=0)
+
+    value = _call(fn, a, b)
+    if isinstance(value, list | tuple) or isinstance(value, Tensor) and value.numel() > 1:
+        raise NotYet("return one number for all parameters together. They have one gradient in common: join all tensors into one vector.")
+    got = _scalar(value)
+    u, v = row(a), row(b)
+    dot, long, cos = u @ v, u.norm() * v.norm(), F.cosine_similarity(u, v, dim=0)
+    pairs = [(p.flatten(), q.flatten()) for p, q in zip(a, b, strict=True)]
+    each = torch.stack([F.cosine_similarity(p, q, dim=0) for p, q in pairs])
+    norms = torch.stack([torch.stack([p.norm(), q.norm()]) for p, q in pairs])
+    apart = "a cosine for each tensor, so that a small bias counts as much as a large layer. Join all tensors into one vector first."
+    distance = "that is a distance, and depends on the lengths; only the direction counts here: 1 − cos."
+    unscaled = "⟨a, b⟩ is not divided by ‖a‖ ‖b‖: a longer gradient alone would make the loss fall."
+    half = "only one of the two vectors is normalised: divide by ‖a‖ and by ‖b‖."
+    joined = "the norm of the joined vector is not the sum of the tensors' norms: add the squares, then take the root."
+    for wrong, advice in (
+        (cos, "that is the cosine itself: minimising it would turn the gradients against each other. 1 − cos."),
+        (-cos, "the direction is right, the number is not: 1 − cos is 0 where the gradients agree."),
+        (cos - 1, "the sign is turned: minimising cos − 1 turns the gradients against each other. 1 − cos."),
+        (1 + cos, "the sign is turned: minimising 1 + cos turns the gradients against each other. 1 − cos."),
+        (1 - each.mean(), apart),
+        (each.mean(), apart + " And 1 − cos."),
+        ((1 - each).sum(), apart),
+        (1 - each.sum(), apart),
+        (each.sum(), apart + " And 1 − cos."),
+        (1 - each[0], "only the first tensor is compared; all parameters count. Join them into one vector."),
+        (1 - each[-1], "only the last tensor is compared; all parameters count. Join them into one vector."),
+        ((u - v).square().sum(), distance),
+        ((u - v).square().mean(), distance),
+        ((u - v).norm(), distance),
+        ((u - v).abs().sum(), distance),
+        (1 - dot, unscaled),
+        (-dot, unscaled + " And 1 − cos."),
+        (dot, unscaled + " And 1 − cos."),
+        (1 - dot / u.norm(), half),
+        (1 - dot / v.norm(), half),
+        (1 - dot / u.norm() ** 2, half),
+        (1 - dot / v.norm() ** 2, half),
+        (1 - dot / long**2, "that divides by the squared norms. Is a root missing?"),
+        (1 - dot / norms.prod(1).sum(), joined),
+        (1 - dot / norms.sum(0).prod(), joined),
+        (1 - cos.square(), "the square rewards the opposite direction as much as the right one; the sign of the cosine counts."),
+        (cos.acos(), "that is the angle; the loss is 1 − cos."),
+        (len(u) * (1 - cos), "that is a sum over the parameters; 1 − cos is one number already."),
+    ):
+        if _near(got, wrong):
+            raise NotYet(advice)
+    if not _near(got, 1 - cos):
+        raise NotYet(f"for the test gradients 1 − cos is {1 - cos:.4g}; you return {got:.4g}.")
+    for scale, far in ((3.0, 0), (-0.5, 2)):
+        p, q = list(a[1:]), [scale * w for w in a[1:]]
+        again = _scalar(_call(fn, p, q))
+        if scale < 0 and _near(again, 0):
+            raise NotYet("the absolute value rewards the opposite direction as much as the right one; the sign of the cosine counts.")
+        if not _near(again, far):
+            raise NotYet(f"for g_target = {scale:g} · g_poison, given as lists, 1 − cos is {far}; you return {again:.4g}.")
+    leaves = [w.clone().requires_grad_() for w in a]
+    loss = fn(tuple(leaves), b)
+    if not loss.requires_grad:
+        raise NotYet("the number is right, but no gradient reaches g_poison, and the noise learns from it. Is there a detach() too many?")
+    reached = row(torch.autograd.grad(loss, leaves, materialize_grads=True))
+    if not _near(reached, row(torch.autograd.grad(right(leaves, b), leaves))):
+        raise NotYet(
+            "the number is right, but its gradient is not: numerator and norm must both move with g_poison. Is something detached?"
+        )
+
+
+@exercise(
+    "13",
+    "One step of error-minimising noise",
+    "It is a PGD step the other way: the noise makes the training loss SMALLER, so that the victim finds nothing left to learn.",
+    "Gradient of the cross-entropy at x + delta, with respect to the image; delta - step_size * g.sign(), clamped to ±eps.",
+    "delta = (delta - step_size * g.sign()).clamp(-eps, eps); return (x + delta).clamp(0, 1) - x. The noise, not the image.",
+)
+def min_min_step(fn):
+    model, x, y, eps, step_size = _model(), _images(), torch.arange(6), 0.1, 0.03
+    delta = (x + (0.4 * torch.rand(x.shape, generator=runtime.generator(1), dtype=torch.float64) - 0.2).clamp(-eps, eps)).clamp(0, 1) - x
+    before = _state(model)
+    got = _expect(_call(partial(fn, model), x, delta, y, eps, step_size), tuple(x.shape), "delta")
+    _as_found(model, before)
+
+    def slope(at: Tensor, y: Tensor = y, loss=F.cross_entropy) -> Tensor:
+        return _gradient(lambda v: loss(model(v), y), at)
+
+    def boxed(d: Tensor) -> Tensor:
+        return (x + d).clamp(0, 1) - x
+
+    g = slope(x + delta)
+    step = step_size * g.sign()
+    moved = delta - step
+    right = boxed(moved.clamp(-eps, eps))
+    up = "the step goes up: that is the noise of an adversary. Error-MINIMISING noise subtracts step · sign of the gradient."
+    image = "that is the image; return the noise alone: subtract x again."
+    softmax = slope(x + delta, loss=lambda z, y: F.cross_entropy(z.softmax(1), y)).sign()
+    next_class = slope(x + delta, (y + 1) % 10).sign()
+    for wrong, advice in (
+        (delta, "delta comes back as it went in. Is the step subtracted, and is the result returned?"),
+        (boxed((delta + step).clamp(-eps, eps)), up),
+        ((delta + step).clamp(-eps, eps), up),
+        (delta + step, up),
+        (moved, "nothing brings delta back: clamp it to ±eps, and x + delta to [0,1]."),
+        (
+            moved.clamp(-eps, eps),
+            "x + delta leaves [0,1]; such pixels do not exist, and a file would cut them off. delta = (x + delta).clamp(0, 1) - x.",
+        ),
+        (x + right, image),
+        (x + moved.clamp(-eps, eps), image + " And clamp x + delta to [0,1]."),
+        ((x + moved).clamp(0, 1), image + " And clamp delta to ±eps."),
+        (x + moved, image + " And clamp, to ±eps and to [0,1]."),
+        (boxed((-step).clamp(-eps, eps)), "the noise so far is forgotten: the step starts from delta, not from 0."),
+        (-step, "that is the step alone; add it to delta, then clamp."),
+        (
+            boxed((delta - step_size * slope(x).sign()).clamp(-eps, eps)),
+            "the gradient is taken at x; take it where the victim looks, at x + delta.",
+        ),
+        (
+            boxed((delta - step_size * slope(delta).sign()).clamp(-eps, eps)),
+            "the gradient is taken at delta alone; the model sees x + delta.",
+        ),
+        (boxed((delta - step_size * g).clamp(-eps, eps)), "that is the gradient itself; the step goes along its sign."),
+        (boxed((delta - step_size * len(x) * g).clamp(-eps, eps)), "that is the gradient itself; the step goes along its sign."),
+        (boxed((delta - g.sign()).clamp(-eps, eps)), "step_size is missing: every pixel jumps to the bound."),
+        (boxed((delta - eps * g.sign()).clamp(-eps, eps)), "that is a step of eps; step_size is smaller."),
+        (boxed((delta - eps * g.sign()).clamp(-step_size, step_size)), "eps and step_size are exchanged."),
+        (boxed(moved.clamp(-step_size, step_size)), "delta is clamped to ±step_size; the bound is eps."),
+        (
+            boxed(moved.clamp(0, eps)),
+            "the negative half of the noise is lost: clamp to −eps … eps.",
+        ),
+        (boxed((delta - step_size * softmax).clamp(-eps, eps)), SOFTMAX_TWICE),
+        (
+            boxed((delta - step_size * slope(x + delta, model(x + delta).argmax(1)).sign()).clamp(-eps, eps)),
+            "the gradient is that of the predicted label; the noise makes the label of the data easy, y.",
+        ),
+        (
+            boxed((delta - step_size * next_class).clamp(-eps, eps)),
+            "that pulls towards the next class; error-minimising noise makes the label of the data easy, y itself.",
+        ),
+    ):
+        if _near(got, wrong):
+            raise NotYet(advice)
+    if got.abs().max() > eps + 1e-6:
+        raise NotYet(f"the noise reaches {got.abs().max():.3g}, and eps is {eps}: clamp delta to ±eps.")
+    if (x + got).min() < -1e-6 or (x + got).max() > 1 + 1e-6:
+        raise NotYet(f"x + delta reaches from {(x + got).min():.3g} to {(x + got).max():.3g}; that is no image. Clip to [0,1].")
+    if not _near(got, right):
+        raise NotYet("the noise stays in its bounds, but it is not delta − step_size · sign of the gradient at x + delta, clamped.")

@@ -105,6 +105,50 @@ def cw_cnn(width: int = 32, hidden: int = 200, channels: int = 1, size: int = 28
     return _sequential(**body, **head, dense3=nn.Linear(hidden, classes))
 
 
+def confused_cnn(
+    width: int = 20, hidden: int = 500, batch_norm: bool = True, channels: int = 1, size: int = 28, classes: int = 10
+) -> nn.Sequential:
+    """The classifier of *Learning to Confuse*'s MNIST code: two 5×5 convolutions (``width``, 2.5 · ``width`` filters), average pooling, ``hidden`` units.
+
+    Batch norm stands after every layer, the logits included; ``batch_norm=False`` leaves it out. The paper's large network doubles ``width``
+    and ``hidden``, its small one halves them.
+    """
+
+    def norm(layer: nn.Module, units: int) -> nn.Module:
+        return layer(units) if batch_norm else nn.Identity()
+
+    wide = 5 * width // 2
+    body = OrderedDict(
+        conv1=nn.Conv2d(channels, width, 5),
+        norm1=norm(nn.BatchNorm2d, width),
+        relu1=nn.ReLU(),
+        pool1=nn.AvgPool2d(2),
+        conv2=nn.Conv2d(width, wide, 5),
+        norm2=norm(nn.BatchNorm2d, wide),
+        relu2=nn.ReLU(),
+        pool2=nn.AvgPool2d(2),
+        flat=nn.Flatten(),
+    )
+    flat = _flat_size(nn.Sequential(body).eval(), channels, size)
+    head = dict(dense1=nn.Linear(flat, hidden), norm3=norm(nn.BatchNorm1d, hidden), relu3=nn.ReLU(), dense2=nn.Linear(hidden, classes))
+    return _sequential(**body, **head, norm4=norm(nn.BatchNorm1d, classes)).train()
+
+
+def five_conv(channels: int = 3, size: int = 32, classes: int = 10) -> nn.Sequential:
+    """*Learning to Confuse*'s network for photographs: five 3×3 convolutions (32, 64, 128, 128, 128 filters) with batch norm, ReLU and pooling.
+
+    As in its ImageNet code, where 389,634 weights tell two classes apart; what the poolings leave is averaged. At least 32 pixels.
+    """
+    body, inputs = OrderedDict(), channels
+    for i, filters in enumerate((32, 64, 128, 128, 128), start=1):
+        body |= {f"conv{i}": nn.Conv2d(inputs, filters, 3, padding=1), f"norm{i}": nn.BatchNorm2d(filters)}
+        body |= {f"relu{i}": nn.ReLU(), f"pool{i}": nn.MaxPool2d(2)}
+        inputs = filters
+    body |= {"mean": nn.AdaptiveAvgPool2d(1), "flat": nn.Flatten()}
+    _flat_size(nn.Sequential(body).eval(), channels, size)
+    return _sequential(**body, output=nn.Linear(inputs, classes)).train()
+
+
 class CropAndFlip(nn.Module):
     """In training a random crop of ``size`` pixels of every image, half of them mirrored; in eval mode the middle. (N, C, H, W) in and out.
 

@@ -16,6 +16,15 @@ SIZES = {
     "deep_cnn": (models.deep_cnn, 10 * 8 + 73 * 8 + 73 * 16 + 145 * 16 + 145 * 32 + 289 * 32 + (32 * 3 * 3 + 1) * 100 + 101 * 10),
     "madry_cnn": (models.madry_cnn, 26 * 32 + (800 + 1) * 64 + (64 * 7 * 7 + 1) * 1024 + 1025 * 10),
     "cw_cnn": (models.cw_cnn, 10 * 32 + 289 * 32 + 289 * 64 + 577 * 64 + (64 * 4 * 4 + 1) * 200 + 201 * 200 + 201 * 10),
+    "confused_cnn": (models.confused_cnn, 26 * 20 + 40 + 501 * 50 + 100 + (50 * 4 * 4 + 1) * 500 + 1000 + 501 * 10 + 20),
+    "confused_cnn large": (
+        partial(models.confused_cnn, 40, 1000),
+        26 * 40 + 80 + 1001 * 100 + 200 + (100 * 4 * 4 + 1) * 1000 + 2000 + 1001 * 10 + 20,
+    ),
+    "confused_cnn small": (
+        partial(models.confused_cnn, 10, 250, batch_norm=False),
+        26 * 10 + 251 * 25 + (25 * 4 * 4 + 1) * 250 + 251 * 10,
+    ),
     "mlp": (partial(models.mlp, 100), 785 * 100 + 101 * 10),
     "mlp 2": (partial(models.mlp, 30, 20), 785 * 30 + 31 * 20 + 21 * 10),
     "mlp dropout": (partial(models.mlp, 30, 20, dropout=0.5), 785 * 30 + 31 * 20 + 21 * 10),
@@ -40,7 +49,7 @@ def test_the_slides_cnn_is_the_slides_cnn():
     assert kinds == ["Conv2d", "ReLU", "MaxPool2d", "Conv2d", "ReLU", "MaxPool2d", "Flatten", "Linear", "ReLU", "Linear"]
 
 
-@pytest.mark.parametrize("build", [models.slides_cnn, models.lenet, models.deep_cnn, models.madry_cnn, models.cw_cnn])
+@pytest.mark.parametrize("build", [models.slides_cnn, models.lenet, models.deep_cnn, models.madry_cnn, models.cw_cnn, models.confused_cnn])
 @pytest.mark.parametrize("size", [28, 32, 48])
 def test_other_channels_sizes_and_classes(build, size):
     model = build(channels=3, size=size, classes=7)
@@ -96,6 +105,25 @@ def test_the_network_of_madry_is_that_of_the_issue():
     assert model[:6](torch.rand(1, 1, 28, 28)).shape == (1, 64, 7, 7)
 
 
+def test_the_network_that_is_confused_is_that_of_the_papers_code():
+    model = models.confused_cnn()
+    assert sum(p.numel() for p in model.parameters()) == 432_240  # papers.md §1.5
+    kinds = [type(layer).__name__ for layer in model]
+    block = ["Conv2d", "BatchNorm2d", "ReLU", "AvgPool2d"]
+    assert kinds == [*block, *block, "Flatten", "Linear", "BatchNorm1d", "ReLU", "Linear", "BatchNorm1d"]
+    assert model.training and all(layer.training for layer in model)
+    assert all(norm.num_batches_tracked == 0 for norm in (model.norm1, model.norm2))  # finding the size left no trace
+    assert model(torch.rand(6, 1, 28, 28)).mean(0).abs().max() < 1e-5  # the logits are normalised, too
+
+
+def test_the_network_that_is_confused_without_batch_norm():
+    model = models.confused_cnn(batch_norm=False)
+    assert not list(model.buffers())
+    assert [name for name, _ in model.named_children()] == [name for name, _ in models.confused_cnn().named_children()]
+    x = torch.rand(6, 1, 28, 28)
+    torch.testing.assert_close(model(x)[:1], model(x[:1]))  # an image's logits do not depend on its company
+
+
 def test_crop_and_flip_in_training_is_a_random_crop_of_each_image():
     x = torch.arange(2 * 6 * 5, dtype=torch.float32).reshape(1, 2, 6, 5).expand(400, -1, -1, -1)
     layer = models.CropAndFlip(4).train()
@@ -126,12 +154,20 @@ def test_the_vgg_is_that_of_the_authors_code():
 
 
 @pytest.mark.parametrize(
-    ("build", "size"), [(models.slides_cnn, 15), (models.lenet, 4), (models.deep_cnn, 7), (models.madry_cnn, 3), (models.cw_cnn, 13)]
+    ("build", "size"),
+    [
+        (models.slides_cnn, 15),
+        (models.lenet, 4),
+        (models.deep_cnn, 7),
+        (models.madry_cnn, 3),
+        (models.cw_cnn, 13),
+        (models.confused_cnn, 15),
+    ],
 )
 def test_too_small_images_are_refused(build, size):
     with pytest.raises(ValueError, match=f"size is {size};.*larger images"):
         build(size=size)
-    assert build(size=16)(torch.rand(1, 1, 16, 16)).shape == (1, 10)
+    assert build(size=16)(torch.rand(2, 1, 16, 16)).shape == (2, 10)
 
 
 @pytest.mark.parametrize("widths", [(), (0,), (10, -1)])
