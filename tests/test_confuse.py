@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import nn
 from torch.func import functional_call
 
-from course_utils import confuse, models, runtime, training
-from course_utils.confuse import Generated, autoencoder, bounded, confusion_gradient, pseudo_update
-from course_utils.data import Images
+from course_utils import confuse, models, runtime, training, victims
+from course_utils.confuse import Generated, UNet, autoencoder, bounded, confusion_gradient, pseudo_update
+from course_utils.data import Images, load_folder
 from course_utils.poisons import next_class
 
 torch.set_num_threads(1)
@@ -632,3 +632,47 @@ def test_the_shipped_generators_write_strong_noise_within_their_bound(source):
     change = poison(clean).x - clean.x
     assert poison.eps == 0.3 and change.abs().max() <= 0.3 + 1e-6
     assert poison.noise(clean.x).abs().mean() > 0.15
+
+
+# ------------------------------------------------------------------------------------------------------------ photographs
+
+
+def test_the_path_of_photographs_runs_on_a_folder_of_two_classes(tmp_path, monkeypatch):
+    """What lecture 12 does with CIFAR-10 and with a folder: load, learn to confuse, poison, train a network of torchvision on it."""
+    from PIL import Image
+
+    draw = runtime.generator(0)
+    for half, count in (("train", 12), ("test", 4)):
+        for k, name in enumerate(("bulbul", "jellyfish")):
+            (tmp_path / half / name).mkdir(parents=True)
+            for i in range(count):
+                pixels = (torch.rand(40, 40, 3, generator=draw) * 120 + 120 * k).byte()
+                Image.fromarray(pixels.numpy()).save(tmp_path / half / name / f"{i}.png")
+    train, test = (load_folder(tmp_path / half, size=32) for half in ("train", "test"))
+    pool, held_out = train.split(4, seed=0)
+    monkeypatch.setenv("COURSE_CACHE", str(tmp_path / "cache"))
+    own = lambda: models.five_conv(size=32, classes=2)  # noqa: E731
+    for generator in (UNet, lambda: autoencoder(16, 32, 64, 128, channels=3, size=32)):
+        poison, course = confuse.learn(
+            pool, held_out, build=own, generator=generator, eps=0.1, trials=1, steps=2, batch_size=8, lr_f=0.01, lr_g=1e-3
+        )
+        poisoned = poison(pool)
+        change = (poisoned.x - pool.x).abs()
+        assert 0 < change.max() <= 0.1 + 1e-6 and torch.equal(poisoned.y, pool.y)
+        assert len(course.validation) == 1
+    with runtime.seeded(0):
+        net = victims.torchvision_network("resnet18", 2)
+    training.fit(net, poisoned, epochs=1, batch_size=8, verbose=False)
+    assert 0 <= training.accuracy(net, test) <= 1
+
+
+def test_the_networks_of_the_photographs_are_those_of_the_papers_code():
+    count = lambda model: sum(weight.numel() for weight in model.parameters())  # noqa: E731
+    assert (count(UNet()), count(confuse.digit_generator()), count(models.five_conv(classes=2))) == (7_788_681, 288_963, 389_634)
+    assert count(autoencoder(16, 32, 64, 128, channels=3, size=32)) in range(340_000, 352_000)  # 346,659 with the code's biases
+    for name in ("vgg16", "vgg19", "resnet18", "resnet50", "densenet121"):
+        with torch.device("meta"):
+            net = victims.torchvision_network(name, 7)
+        assert net(torch.empty(2, 3, 32, 32, device="meta")).shape == (2, 7)
+    with pytest.raises(ValueError, match="name is 'alexnet'; choose vgg16"):
+        victims.torchvision_network("alexnet")

@@ -20,7 +20,7 @@ def widget(page, what: str):
     return page.locator(f".jp-OutputArea:has({what})").first
 
 
-@pytest.mark.parametrize("number", ["00", "02", "03", "04", "05", "06", "07", "08", "09", "10"])
+@pytest.mark.parametrize("number", ["00", "02", "03", "04", "05", "06", "07", "08", "09", "10", "11", "12", "13"])
 def test_a_slider_moves_the_picture(lab, number):
     notebook = lab.open(lecture(number)).run_all()
     notebook.move_slider()
