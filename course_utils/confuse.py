@@ -241,13 +241,12 @@ def learn(
     pseudo-update, or with ``target`` descends L(f_θ′(x), target(y)) (the label-specific version: the paper says "line 10", meaning line 8);
     then the classifier, made by ``build``, takes the same step on noise of the generator as it was before the trial. ``store=True`` is
     Algorithm 1: the same, but the whole trajectory of the classifier is kept and replayed, at the price of its memory.
-    ``generator`` makes the network that writes the noise (default: ``autoencoder(16, 32)``). The paper's MNIST code: ``lr_f`` 0.01 (SGD), ``lr_g`` 1e-4 (Adam), a thousand trials of 938 steps; ours reach far with larger rates.
-
-    ``start`` are weights of the generator to begin with, such as those of ``head_start``, in place of random ones.
+    ``generator`` makes the network that writes the noise (default: ``autoencoder(16, 32)``), ``start`` are weights for it to begin with. The
+    paper's MNIST code: ``lr_f`` 0.01 (SGD), ``lr_g`` 1e-4 (Adam), a thousand trials of 938 steps; with few steps larger rates do more.
 
     The state is kept in the weight cache after every trial: a learning that was cut goes on, one that is done is read. Every trial seeds
     itself, so the result does not depend on where it was cut. ``on_trial(trial, poison, course)`` is called after each; its poison lives on and
-    changes with the next trial. Raises ``ValueError`` for counts below 1.
+    changes with the next trial. Raises ``ValueError`` for counts below 1 and for a ``target`` that is a lambda, which no key can name.
     """
     for name, count in (("trials", trials), ("steps", steps), ("batch_size", batch_size)):
         _check_count(name, count, 1)
