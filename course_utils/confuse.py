@@ -256,7 +256,7 @@ def learn(
     if start is not None:
         generator.load_state_dict(start)
     begin = hashlib.sha256(b"".join(tensor.detach().cpu().numpy().tobytes() for tensor in generator.state_dict().values())).hexdigest()
-    optimizer = torch.optim.Adam(generator.parameters(), lr=lr_g)
+    optimizer = torch.optim.Adam(generator.parameters(), lr=lr_g, fused=device.type != "mps")
     course, best, done = Course(), copy.deepcopy(generator.state_dict()), 0
     goal = target and training._name("target", target)
     settings = (repr(generator), begin, repr(model), eps, trials, steps, goal, batch_size, lr_f, lr_g, store, seed)
@@ -304,8 +304,8 @@ def _trial(
     store: bool,
 ) -> float:
     """One trial: ``steps`` steps of a fresh ``model``, and as many of the generator. Returns the mean outcome."""
+    generator.to(memory_format=torch.channels_last).train()  # as training.fit does: cheaper convolutions on CPUs
     frozen, sign = copy.deepcopy(generator).eval(), 1 if target else -1
-    generator.train()
     model.to(memory_format=torch.channels_last).train()
     rows = torch.cat([torch.randperm(len(images)) for _ in range(-(-steps * batch_size // len(images)))])[: steps * batch_size]
     weights = {name: weight.detach().requires_grad_() for name, weight in model.named_parameters()}
