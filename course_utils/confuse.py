@@ -6,8 +6,6 @@ paper's bilevel problem: max over ξ of Σ L(f_θ*(x), y), where θ* = argmin ov
 
 import copy
 import hashlib
-import io
-import os
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -261,7 +259,7 @@ def learn(
     goal = target and training._name("target", target)
     settings = (repr(generator), begin, repr(model), eps, trials, steps, goal, batch_size, lr_f, lr_g, store, seed)
     path = _state_path(images, validation, settings)
-    if state := _read_state(path, device):
+    if state := training.read_state(path, device):
         generator.load_state_dict(state["generator"])
         optimizer.load_state_dict(state["optimizer"])
         course, best = Course(**state["course"]), state["best"]
@@ -277,7 +275,7 @@ def learn(
         course.validation.append(training.accuracy(victim, validation))
         if course.validation[-1] == min(course.validation):
             best = copy.deepcopy(generator.state_dict())
-        _keep_state(
+        training.keep_state(
             path, {"generator": generator.state_dict(), "optimizer": optimizer.state_dict(), "course": asdict(course), "best": best}
         )
         if on_trial is not None:
@@ -334,25 +332,6 @@ def _state_path(images: Images, validation: Images, settings: tuple) -> Path:
     parts = (images.fingerprint, validation.fingerprint, images.x.device.type, settings)
     digest = hashlib.sha256(repr(parts).encode() + Path(__file__).read_bytes())
     return runtime.cache_dir() / "weights" / f"confuse-{digest.hexdigest()[:24]}.pt"
-
-
-def _keep_state(path: Path, state: dict) -> None:
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    try:
-        runtime.write_atomic(path, buffer.getvalue())
-    except OSError as error:
-        print(f"The state of this learning could not be kept in {path.parent} ({error}); set COURSE_CACHE to a folder that can be written.")
-
-
-def _read_state(path: Path, device: torch.device) -> dict | None:
-    if not os.path.isfile(path):  # unlike Path.is_file, it says no where a folder may not be read
-        return None
-    try:
-        return torch.load(path, map_location=device, weights_only=True)
-    except Exception as error:  # the library raises its own types, and any damage has the same cure
-        print(f"The state {path.name} is damaged ({error}); learning from the beginning.")
-        return None
 
 
 # --------------------------------------------------------------------------------------------- the generator that comes with us

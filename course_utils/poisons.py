@@ -111,7 +111,7 @@ def _check_eps(eps: float) -> None:
 
 
 def next_class(y: Int[Tensor, "n"], classes: int) -> Int[Tensor, "n"]:
-    """(y + 1) mod ``classes``: the class that targeted poisons aim at (DeepConfuse, section 4.3; Fowl et al. 2021)."""
+    """(y + 1) mod ``classes``: the class that targeted poisons aim at (DeepConfuse, section 5.5; Fowl et al., NeurIPS 2021)."""
     return (y + 1) % classes
 
 
@@ -215,7 +215,7 @@ def error_minimising(
     Huang et al., "Unlearnable Examples" (ICLR 2021), Algorithm 1: ``batches`` steps of a fresh ``build()`` on x + δ, then every δ goes
     ``steps`` (20; class-wise 1) sign steps of eps/10 **down** the loss; again until the training error on x + δ is ``stop`` or less, at most
     ``rounds`` times. ``on_round(round, error)`` watches. Class-wise, every image of a batch casts a vote per pixel and the majority moves
-    its class; the authors average, and only a fifth of the images vote.
+    its class; the authors let a fifth of the images decide.
     """
     _check_eps(eps)
     steps = (1 if class_wise else 20) if steps is None else steps

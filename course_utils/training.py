@@ -172,6 +172,11 @@ def _save(path: Path, model: nn.Module, steps, rates, order: torch.Generator, hi
     state |= {"order": order.get_state(), "random": torch.get_rng_state(), "history": asdict(history)}
     if torch.cuda.is_available():
         state["cuda"] = torch.cuda.get_rng_state_all()
+    keep_state(path, state)
+
+
+def keep_state(path: Path, state: dict) -> None:
+    """Writes the state of a training in one piece; a folder that cannot be written costs a message, not the training."""
     buffer = io.BytesIO()
     torch.save(state, buffer)
     try:
@@ -180,14 +185,21 @@ def _save(path: Path, model: nn.Module, steps, rates, order: torch.Generator, hi
         print(f"The state of this training could not be kept in {path.parent} ({error}); set COURSE_CACHE to a folder that can be written.")
 
 
-def _resume(path: Path, model: nn.Module, steps, rates, order: torch.Generator) -> History:
-    """Takes up what ``_save`` left; an empty history when there is nothing, or nothing that can be read."""
-    if not os.path.isfile(path):
-        return History()
+def read_state(path: Path, device: torch.device | str = "cpu") -> dict | None:
+    """What ``keep_state`` left, on ``device``; None when there is nothing, or nothing that can be read."""
+    if not os.path.isfile(path):  # unlike Path.is_file, it says no where a folder may not be read
+        return None
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location=device, weights_only=True)
     except Exception as error:  # the library raises its own types, and any damage has the same cure
         print(f"The checkpoint {path.name} is damaged ({error}); training from the beginning.")
+        return None
+
+
+def _resume(path: Path, model: nn.Module, steps, rates, order: torch.Generator) -> History:
+    """Takes up what ``_save`` left; an empty history when there is nothing."""
+    state = read_state(path)
+    if state is None:
         return History()
     model.load_state_dict(state["model"])
     steps.load_state_dict(state["optimizer"])

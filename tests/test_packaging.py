@@ -18,15 +18,9 @@ from course_utils.runtime import ROOT
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 DIRECT = [Requirement(line) for line in PROJECT["dependencies"] + PROJECT["optional-dependencies"]["dev"]]
 PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*==[0-9][A-Za-z0-9.]*")
-ADDRESSES = [
-    r"--(?:extra-)?index-url",
-    r"--find[-]links",
-    r"--trusted[-]host",
-    r"\bpypi[.](?:org|python)",
-    r"files[.]pythonhosted",
-    r"download[.]pytorch[.]org",
-    r"conda[.]anaconda[.]org",
-]
+HOSTS = (("pypi", "org"), ("pypi", "python"), ("files", "pythonhosted"), ("download", "pytorch", "org"), ("conda", "anaconda", "org"))
+# Hosts in parts: this file is searched too, and no file of the project spells an index's address, not even the one that forbids it
+ADDRESSES = [r"--(?:extra-)?index-url", r"--find[-]links", r"--trusted[-]host", *(r"\b" + "[.]".join(host) for host in HOSTS)]
 MACHINE = [r"/root[/]", re.escape(str(ROOT)), r"/home/(?!runner)\w+[/]", r"/Users/\w+[/]"]
 
 
@@ -106,9 +100,9 @@ def test_no_registry_and_no_folder_of_one_machine_in_any_committed_file():
     assert not found
 
 
-PIECES = [  # put together here, as this file is searched too
-    *(("--index", "-url x"), ("--extra", "-index-url=x"), ("--find", "-links x"), ("https://pypi", ".org/simple")),
-    *(("download.pytorch", ".org/whl"), ("/root", "/.cache"), (str(ROOT), "/data")),
+PIECES = [
+    *(("--index", "-url x"), ("--extra", "-index-url=x"), ("--find", "-links x"), ("--trusted", "-host x")),
+    *(("/root", "/.cache"), (str(ROOT), "/data"), *(("https://", ".".join(host), "/simple") for host in HOSTS)),
 ]
 
 

@@ -336,19 +336,25 @@ def test_error_minimising_leaves_little_to_learn(class_wise, digits):
     assert losses[0] < 0.6 * losses[1]
 
 
+def one_pass(images, batch_size, seed=0):
+    """A fresh network after one pass over the images, by hand."""
+    with runtime.seeded(seed):
+        model = BUILD()
+    learner = training.rmsprop(model.parameters())
+    for rows in torch.randperm(len(images), generator=runtime.generator(seed)).split(batch_size):
+        learner.zero_grad()
+        F.cross_entropy(model(images.x[rows]), images.y[rows]).backward()
+        learner.step()
+    return model
+
+
 def test_error_minimising_alternates_as_published(digits):
     """One round by hand: M batches of training on clean images, then sign steps of eps/10 down the loss for every image."""
     images, seen = digits[:50], []
     poison = poisons.error_minimising(
         BUILD, images, eps=EPS, batches=3, batch_size=20, steps=2, rounds=1, seed=7, on_round=lambda *now: seen.append(now)
     )
-    with runtime.seeded(7):
-        model = BUILD()
-    learner = training.rmsprop(model.parameters())
-    for rows in torch.randperm(50, generator=runtime.generator(7)).split(20):
-        learner.zero_grad()
-        F.cross_entropy(model(images.x[rows]), images.y[rows]).backward()
-        learner.step()
+    model = one_pass(images, 20, seed=7)
     now = images.x
     for _ in range(2):
         now = (now - EPS / 10 * attacks.loss_gradient(model, now, images.y).sign()).clamp(0, 1)
@@ -380,13 +386,7 @@ def test_error_minimising_trains_on_what_it_has_made(digits):
 def test_class_wise_noise_follows_the_majority(digits):
     images = digits[:60]
     poison = poisons.error_minimising(BUILD, images, eps=EPS, class_wise=True, batches=2, batch_size=30, rounds=1)
-    with runtime.seeded(0):
-        model = BUILD()
-    learner = training.rmsprop(model.parameters())
-    for rows in torch.randperm(60, generator=runtime.generator(0)).split(30):
-        learner.zero_grad()
-        F.cross_entropy(model(images.x[rows]), images.y[rows]).backward()
-        learner.step()
+    model = one_pass(images, 30)
     step = (images.x - EPS / 10 * attacks.loss_gradient(model, images.x, images.y).sign()).clamp(0, 1) - images.x
     for k in range(10):
         expected = EPS / 10 * step[images.y == k].sign().sum(0).sign()
