@@ -270,7 +270,10 @@ def confuse() -> list[Row]:
             continue
         steps, images = 10 if device == "cpu" else 100, train.to(device)
         ours, usual = (course_confuse.autoencoder(16, 32).to(device) for _ in range(2))
-        adam, their_adam = (torch.optim.Adam(generator.parameters(), lr=1e-4) for generator in (ours, usual))
+        adam, their_adam = (
+            torch.optim.Adam(ours.parameters(), lr=1e-4, fused=True),
+            torch.optim.Adam(usual.parameters(), lr=1e-4),
+        )  # as in learn
 
         def course(ours=ours, adam=adam, images=images, device=device, steps=steps) -> None:
             model = models.confused_cnn().to(device)

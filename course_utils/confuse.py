@@ -303,7 +303,7 @@ def _trial(
 ) -> float:
     """One trial: ``steps`` steps of a fresh ``model``, and as many of the generator. Returns the mean outcome."""
     generator.to(memory_format=torch.channels_last).train()  # as training.fit does: cheaper convolutions on CPUs
-    frozen, sign = copy.deepcopy(generator).eval(), 1 if target else -1
+    sign = 1 if target else -1
     model.to(memory_format=torch.channels_last).train()
     rows = torch.cat([torch.randperm(len(images)) for _ in range(-(-steps * batch_size // len(images)))])[: steps * batch_size]
     weights = {name: weight.detach().requires_grad_() for name, weight in model.named_parameters()}
@@ -318,7 +318,7 @@ def _trial(
         outcomes.append(outcome)
 
     rows = rows.to(images.x.device)
-    noise = Generated(frozen, eps).noise(images.x[rows])  # the victim's own steps meet noise that stays the same throughout the trial
+    noise = Generated(generator, eps).noise(images.x[rows])  # for the classifier's own steps: it stays the same throughout the trial
     for batch, still in zip(rows.split(batch_size), noise.split(batch_size), strict=True):
         x, y = images.x[batch].to(memory_format=torch.channels_last), images.y[batch]
         trajectory.append((weights, x, y)) if store else confuse(weights, x, y)

@@ -583,8 +583,9 @@ def pulled(steps=40, **changes):
 
 
 def test_a_head_start_makes_trained_networks_see_the_target_and_leaves_them_as_found():
-    _, nets, before, after = pulled(steps=150)
+    generator, nets, before, after = pulled(steps=150)
     assert after < 0.9 * before
+    assert {layer.num_batches_tracked.item() for layer in generator.modules() if isinstance(layer, nn.BatchNorm2d)} == {150}
     assert all(net.training and all(w.requires_grad and w.grad is None for w in net.parameters()) for net in nets)
 
 
@@ -602,6 +603,12 @@ def test_a_head_start_needs_networks_and_steps():
         nets = settings.pop("nets")
         with pytest.raises(ValueError, match=message):
             confuse.head_start(small(), nets, data, lambda y: y, eps=0.3, **settings)
+
+
+def test_the_seed_draws_the_trials_too():
+    start = seeded(small, seed=5).state_dict()
+    one, other = (learn(trials=1, start=start, seed=seed)[1].outcome for seed in (0, 1))
+    assert one != other
 
 
 def test_learning_can_begin_with_given_weights():

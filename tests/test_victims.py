@@ -103,6 +103,7 @@ def test_linear_svm_of_two_classes(halves):
     two = lambda images: Images(images.x[images.y < 2], images.y[images.y < 2], ("0", "1"), "digits")  # noqa: E731
     model = victims.linear_svm(two(train))
     assert model.output.weight.shape == (2, 784)
+    assert torch.allclose(training.predict(model, two(test).x).sum(1), torch.zeros(1), atol=1e-5), "two sides of one plane"
     assert training.accuracy(model, two(test)) > 0.95
 
 
