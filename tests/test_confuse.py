@@ -589,6 +589,15 @@ def test_a_head_start_makes_trained_networks_see_the_target_and_leaves_them_as_f
     assert all(net.training and all(w.requires_grad and w.grad is None for w in net.parameters()) for net in nets)
 
 
+def test_a_head_start_meets_its_networks_in_turn():
+    data, nets = images(90, classes=3), [seeded(build, seed=seed) for seed in (0, 1)]
+    settings = dict(eps=0.6, steps=2, batch_size=16)
+    ends = []
+    for met in (nets, nets[:1], nets[1:]):
+        ends.append(confuse.head_start(seeded(small, seed=2), met, data, lambda y: (y + 1) % 3, **settings).state_dict())
+    assert all(any(not torch.equal(ends[0][key], other[key]) for key in other) for other in ends[1:])
+
+
 def test_a_head_start_depends_on_its_seed_alone():
     before = torch.get_rng_state()
     one, again, other = (pulled(steps=3, seed=seed)[0].state_dict() for seed in (0, 0, 1))
