@@ -270,10 +270,8 @@ def confuse() -> list[Row]:
             continue
         steps, images = 10 if device == "cpu" else 100, train.to(device)
         ours, usual = (course_confuse.autoencoder(16, 32).to(device) for _ in range(2))
-        adam, their_adam = (
-            torch.optim.Adam(ours.parameters(), lr=1e-4, fused=True),
-            torch.optim.Adam(usual.parameters(), lr=1e-4),
-        )  # as in learn
+        adam = torch.optim.Adam(ours.parameters(), lr=1e-4, fused=True)  # as in learn
+        their_adam = torch.optim.Adam(usual.parameters(), lr=1e-4)
 
         def course(ours=ours, adam=adam, images=images, device=device, steps=steps) -> None:
             model = models.confused_cnn().to(device)
