@@ -268,7 +268,7 @@ def confuse() -> list[Row]:
     for device, least in (("cpu", 1.5), ("cuda", 3)):
         if device == "cuda" and not torch.cuda.is_available():
             continue
-        steps, images = 10 if device == "cpu" else 100, train.to(device)
+        steps, images = 40 if device == "cpu" else 100, train.to(device)
         ours, usual = (course_confuse.autoencoder(16, 32).to(device) for _ in range(2))
         adam = torch.optim.Adam(ours.parameters(), lr=1e-4, fused=True)  # as in learn
         their_adam = torch.optim.Adam(usual.parameters(), lr=1e-4)

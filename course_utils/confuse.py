@@ -23,8 +23,8 @@ from course_utils import runtime, training
 from course_utils.attacks import _check_count
 from course_utils.data import Images
 from course_utils.models import _sequential
-from course_utils.norms import quick_second_derivatives
 from course_utils.poisons import perturbed
+from course_utils.second_order import quick_second_derivatives
 
 Weights = dict[str, Tensor]
 Pixels = Float[Tensor, "n c h w"]

@@ -16,11 +16,11 @@ LAYERS = (  # from the top; a module may import from its own layer and from thos
     "poisons victims objectives mutual_information autoencoders",
     "attacks linear peers",
     "training models",
-    "geometry data norms runtime",
+    "geometry data second_order runtime",
 )
 # runtime.setup is the first line of every lecture and sets the plot style as well; it imports when it is called
 EXCEPTIONS = {("runtime", "plots")}
-LIGHT = "attacks autoencoders check claims cli confuse data doctor geometry linear models mutual_information norms objectives pictures plots poisons results runtime training victims".split()
+LIGHT = "attacks autoencoders check claims cli confuse data doctor geometry linear models mutual_information objectives pictures plots poisons results runtime second_order training victims".split()
 HEAVY = "sklearn scipy ipywidgets anywidget torchvision IPython jupyterlab nbclient".split()
 
 DEPTH = {module: depth for depth, layer in enumerate(LAYERS) for module in layer.split()}

@@ -1,4 +1,4 @@
-"""Batch norm with a cheap second derivative gives what PyTorch's own gives."""
+"""Convolution and batch norm with cheap second derivatives give what PyTorch's own give."""
 
 import pytest
 import torch
@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.func import functional_call
 
-from course_utils import confuse, models, norms, runtime
-from course_utils.norms import quick_second_derivatives
+from course_utils import confuse, models, runtime, second_order
+from course_utils.second_order import quick_second_derivatives
 
 
 def problem(shape, layer):
@@ -47,8 +47,8 @@ def test_it_is_ours_that_runs_and_the_running_statistics_stay(monkeypatch):
     assert torch.equal(norm.running_mean, before)
     assert "_Norm" not in type(norm.train()(x).grad_fn).__name__  # outside
     used = []
-    apply = norms._Norm.apply
-    monkeypatch.setattr(norms._Norm, "apply", lambda *args: used.append(1) or apply(*args))
+    apply = second_order._Norm.apply
+    monkeypatch.setattr(second_order._Norm, "apply", lambda *args: used.append(1) or apply(*args))
     f = models.confused_cnn(2, 8, size=20)
     weights = {name: weight.detach().requires_grad_() for name, weight in f.named_parameters()}
     x, y = torch.rand(8, 1, 20, 20), torch.arange(8)
@@ -63,14 +63,60 @@ def test_a_layer_without_affine_weights_is_left_alone():
         assert torch.equal(norm(x), F.batch_norm(x, None, None, training=True))
 
 
+def confusion_both_ways(f, x, y):
+    """The gradient in the poisoned images through the pseudo-update, and by ``confusion_gradient``."""
+    poisoned = (x + 0.1 * torch.randn_like(x)).requires_grad_()
+    weights = {name: weight.detach().requires_grad_() for name, weight in f.named_parameters()}
+    moved = confuse.pseudo_update(f, weights, poisoned, y, 0.05)
+    slow = torch.autograd.grad(F.cross_entropy(functional_call(f, moved, (x,)), y), poisoned)[0]
+    return slow, confuse.confusion_gradient(f, weights, x, y, poisoned, y, 0.05)[0]
+
+
 @pytest.mark.parametrize("batch_norm", [True, False])
 def test_the_confusion_gradient_is_that_through_the_pseudo_update(batch_norm):
     with runtime.seeded(0):
         f = models.confused_cnn(4, 20, batch_norm, size=20).double().train()
         x, y = torch.rand(16, 1, 20, 20, dtype=torch.float64), torch.randint(10, (16,))
-        poisoned = (x + 0.1 * torch.randn_like(x)).requires_grad_()
-    weights = {name: weight.detach().requires_grad_() for name, weight in f.named_parameters()}
-    moved = confuse.pseudo_update(f, weights, poisoned, y, 0.05)
-    slow = torch.autograd.grad(F.cross_entropy(functional_call(f, moved, (x,)), y), poisoned)[0]
-    quick, _ = confuse.confusion_gradient(f, weights, x, y, poisoned, y, 0.05)
+        slow, quick = confusion_both_ways(f, x, y)
     assert (quick - slow).abs().max() < 1e-12 * slow.abs().max()
+
+
+class Twice(nn.Module):
+    """Two convolutions see the images themselves, and their sum a third."""
+
+    def __init__(self, channels, **how):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(channels, 4, 3, **how), nn.Conv2d(channels, 4, 3, **how)
+        self.c, self.out = nn.Conv2d(4, 5, 2, bias=False), nn.LazyLinear(3)
+
+    def forward(self, x):
+        return self.out(self.c(F.softplus(self.a(x) + self.b(x))).tanh().flatten(1))
+
+
+HOW = [
+    {},
+    {"stride": 2, "padding": 1},
+    {"padding": (0, 2), "dilation": 2},
+    {"bias": False},
+    {"padding": "same"},
+    {"padding": 1, "padding_mode": "circular"},
+]
+
+
+@pytest.mark.parametrize(
+    ("channels", "how"), [(1, how) for how in HOW] + [(4, how) for how in HOW] + [(4, {"groups": 2}), (3, {"stride": 3})]
+)
+def test_convolutions_of_all_kinds(channels, how):
+    with runtime.seeded(2):
+        x, y = torch.rand(6, channels, 9, 8, dtype=torch.float64), torch.randint(3, (6,))
+        f = Twice(channels, **how).double()
+        f(x)
+        slow, quick = confusion_both_ways(f, x, y)
+    assert slow.abs().max() > 0 and (quick - slow).abs().max() < 1e-12 * slow.abs().max()
+
+
+def test_it_is_our_convolution_that_runs_and_only_inside():
+    net, x = nn.Conv2d(1, 2, 3), torch.rand(2, 1, 5, 5, requires_grad=True)
+    with quick_second_derivatives():
+        assert "_Convolution" in type(net(x).grad_fn).__name__
+    assert "_Convolution" not in type(net(x).grad_fn).__name__
