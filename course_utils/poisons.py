@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
 
 from course_utils import attacks, runtime
-from course_utils.attacks import _check, _check_count, _chunks, _gradient, _rows, margin
+from course_utils.attacks import _check, _check_count, _chunks, _goal, _gradient, _rows, margin
 from course_utils.data import Images
 from course_utils.geometry import project, steepest
 from course_utils.training import cross_entropy, eval_mode, rmsprop
@@ -203,8 +203,9 @@ def universal_poison(
     all images of the class together. They take 500 steps of eps/5 by batches of 256, in L2.
     """
     x, step_size = images.x, _stride(model, images, eps, steps, step_size)
-    goal, sign = (images.y, 1) if target is None else (target, -1)
-    _check(model, x, goal, "target")
+    goal, sign, name = _goal(images.y, target)
+    if target is not None:  # images.y is checked
+        _check(model, x, goal, name)
     noise = torch.zeros(len(images.classes), *x.shape[1:], device=x.device)
     with eval_mode(model):
         for _ in range(steps):

@@ -26,9 +26,8 @@ class quick_second_derivatives(TorchFunctionMode):
             )
             if given["training"] and given["weight"] is not None:
                 return _Norm.apply(given["input"], given["weight"], given["bias"], given["eps"])
-        if (
-            function is torch.conv2d and len(args) == 7 and args[6] == 1 and not isinstance(args[4], str)
-        ):  # as nn.Conv2d calls it, one group
+        # As nn.Conv2d calls it, with one group and the padding in pixels.
+        if function is torch.conv2d and len(args) == 7 and args[6] == 1 and not isinstance(args[4], str):
             return _Convolution.apply(*args[:6])
         return function(*args, **kwargs)
 

@@ -321,7 +321,6 @@ def test_universal_poison_moves_a_whole_class_with_one_noise(digits, model):
     assert after < before / 2 and after < drawn / 2
     assert loss(model, poisons.universal_poison(model, digits, eps=EPS, target=digits.y)(digits)) < loss(model, digits) / 2  # P4
     assert loss(model, poisons.universal_poison(model, digits, eps=EPS)(digits)) > loss(model, digits) + 1
-    assert poisons.universal_poison(model, digits, eps=EPS, steps=0).noise.abs().max() == 0
 
 
 def test_a_universal_step_is_the_sign_of_the_class_s_mean_gradient(digits, model):
