@@ -1,4 +1,4 @@
-# Makes the environment on first use and calls the `course` command in it. The work is done in course_utils/cli.py.
+# Makes the environment on first use and calls the `course` command in it. The work is done in course_utils/command/cli.py.
 
 # Where PYTHON is given, test-gpu uses that interpreter as it is; all other targets make .venv with it.
 GIVEN := $(filter environment command,$(firstword $(origin PYTHON)))
@@ -35,7 +35,7 @@ refresh: $(BASE)  ## execute the committed notebooks in place
 	@$(BIN)/course refresh
 
 test-gpu: $(if $(GIVEN),,$(DEV))  ## nbval with CUDA, quick then full; PYTHON=... uses that interpreter and installs nothing
-	@$(if $(GIVEN),$(PYTHON),$(BIN)/python) -m course_utils.cli test-gpu
+	@$(if $(GIVEN),$(PYTHON),$(BIN)/python) -m course_utils.command.cli test-gpu
 
 bench: $(DEV)  ## speed and memory beside the peers
 	@$(BIN)/python benchmarks/bench.py

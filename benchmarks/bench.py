@@ -18,12 +18,12 @@ from dataclasses import asdict, dataclass
 import torch
 import torch.nn.functional as F
 
-from course_utils import confuse as course_confuse
-from course_utils import data, models, runtime
-from course_utils import mutual_information as mi
-from course_utils.attacks import deepfool as course_deepfool
-from course_utils.attacks import pgd, succeeded
-from course_utils.training import fit
+from course_utils.core import data, files, generators, models, runtime
+from course_utils.core.training import fit
+from course_utils.methods import confuse as course_confuse
+from course_utils.methods import mutual_information as mi
+from course_utils.methods.attacks import pgd, succeeded
+from course_utils.methods.boundary import deepfool as course_deepfool
 
 TURNS = {"attacks": 7, "deepfool": 3, "mine": 3, "confuse": 7, "training": 3, "imports": 5}
 
@@ -96,17 +96,27 @@ def attacks() -> list[Row]:
         others = other(abs_stepsize=step, steps=20, random_start=False)
         seconds = in_turns(
             {
-                "plain loop": lambda: plain_loop(model, x, y, eps, norm, 20, step),  # noqa: B023 (called at once)
-                "course": lambda: pgd(model, x, y, eps=eps, norm=norm, steps=20, step_size=step),  # noqa: B023
-                "torchattacks": lambda: theirs(x, y),  # noqa: B023
-                "foolbox": lambda: others.run(wrapped, x, foolbox.criteria.Misclassification(y), epsilon=eps),  # noqa: B023
+                "plain loop": lambda: plain_loop(model, x, y, eps, norm, 20, step),
+                "course": lambda: pgd(model, x, y, eps=eps, norm=norm, steps=20, step_size=step),
+                "torchattacks": lambda: theirs(x, y),
+                "foolbox": lambda: others.run(
+                    wrapped, x, foolbox.criteria.Misclassification(y), epsilon=eps
+                ),
             },
             TURNS["attacks"],
         )
         for name, times in seconds.items():
             value = ratio(times, seconds["plain loop"])
             bar = dict(bar="at most 1.10×", ok=value <= 1.10) if name == "course" else {}
-            rows.append(Row(f"PGD-20, norm {norm}, 512 images: {name}", value, "×", note=f"{statistics.median(times):.2f} s", **bar))
+            rows.append(
+                Row(
+                    f"PGD-20, norm {norm}, 512 images: {name}",
+                    value,
+                    "×",
+                    note=f"{statistics.median(times):.2f} s",
+                    **bar,
+                )
+            )
     return rows
 
 
@@ -122,7 +132,9 @@ def deepfool() -> list[Row]:
     wrapped = foolbox.PyTorchModel(model, bounds=(0, 1), device="cpu")
     theirs = torchattacks.DeepFool(model, steps=50, overshoot=0.02)
     others = foolbox.attacks.L2DeepFoolAttack(steps=50, overshoot=0.02, loss="logits")
-    some = torch.arange(0, 512, 8)  # torchattacks goes from image to image, so that fewer tell as much
+    some = torch.arange(
+        0, 512, 8
+    )  # torchattacks goes from image to image, so that fewer tell as much
     results = {}
 
     def keep(name: str, rows, x_adv):
@@ -131,7 +143,11 @@ def deepfool() -> list[Row]:
     seconds = in_turns(
         {
             "course": lambda: keep("course", slice(None), course_deepfool(model, x, y)),
-            "foolbox": lambda: keep("foolbox", slice(None), others.run(wrapped, x, foolbox.criteria.Misclassification(y))),
+            "foolbox": lambda: keep(
+                "foolbox",
+                slice(None),
+                others.run(wrapped, x, foolbox.criteria.Misclassification(y)),
+            ),
             "torchattacks": lambda: keep("torchattacks", some, theirs(x[some], y[some])),
         },
         TURNS["deepfool"],
@@ -159,13 +175,28 @@ def mine() -> list[Row]:
         ("32 feature maps", mi.feature_maps(front), 26 * 26, True),
         ("500 projections to 128", mi.projections(), 128, False),
     ):
-        for name, critic, steps in (("affine", mi.Affine(d), 5), ("published", mi.Published(d, maps), 1)):
-            how = mi.Mine(sample, critic)
-            seconds = in_turns({n: lambda n=n: mi.estimate(x[:n], y[:n], how, steps=steps) for n in (1, 64)}, TURNS["mine"])  # noqa: B023
+        for name, critic, steps in (
+            ("affine", mi.Affine(d), 5),
+            ("published", mi.PublishedCritic(d, maps), 1),
+        ):
+            how = mi.Estimator(sample, critic)
+            seconds = in_turns(
+                {n: lambda n=n: mi.estimate(x[:n], y[:n], how, steps=steps) for n in (1, 64)},
+                TURNS["mine"],
+            )
             value = ratio([one / 64 for one in seconds[64]], seconds[1])
             single, many = (1000 * statistics.median(seconds[n]) / n / (steps + 1) for n in (1, 64))
             note = f"{single:.2f} ms alone, {many:.2f} ms in a batch"
-            rows.append(Row(f"MINE, {samples}, {name} critic: batch / alone", value, "×", "at most 1×", value <= 1, note))
+            rows.append(
+                Row(
+                    f"MINE, {samples}, {name} critic: batch / alone",
+                    value,
+                    "×",
+                    "at most 1×",
+                    value <= 1,
+                    note,
+                )
+            )
     return rows
 
 
@@ -177,7 +208,7 @@ def usual_data(train: data.Images):
     from torchvision import datasets, transforms
 
     if train.source == "MNIST":
-        return datasets.MNIST(runtime.data_dir(), train=True, transform=transforms.ToTensor())
+        return datasets.MNIST(files.data_dir(), train=True, transform=transforms.ToTensor())
     to_image, to_tensor = transforms.ToPILImage(), transforms.ToTensor()
     pictures = [(to_image(x), int(y)) for x, y in zip(train.x, train.y, strict=True)]
 
@@ -195,7 +226,9 @@ def usual_epoch(dataset, workers: int) -> None:
     """One epoch as a tutorial has it, with Keras' RMSprop as in ``fit``."""
     model = models.slides_cnn().train()
     optimizer = torch.optim.RMSprop(model.parameters(), lr=1e-3, alpha=0.9, eps=1e-7)
-    for x, y in torch.utils.data.DataLoader(dataset, batch_size=128, shuffle=True, num_workers=workers):
+    for x, y in torch.utils.data.DataLoader(
+        dataset, batch_size=128, shuffle=True, num_workers=workers
+    ):
         optimizer.zero_grad()
         F.cross_entropy(model(x), y).backward()
         optimizer.step()
@@ -208,7 +241,9 @@ def training() -> list[Row]:
     epochs = []
     seconds = in_turns(
         {
-            "course": lambda: epochs.append(fit(models.slides_cnn(), train, epochs=1, batch_size=128, verbose=False).seconds[0]),
+            "course": lambda: epochs.append(
+                fit(models.slides_cnn(), train, epochs=1, batch_size=128, verbose=False).seconds[0]
+            ),
             "usual, 0 workers": lambda: usual_epoch(dataset, 0),
             "usual, 2 workers": lambda: usual_epoch(dataset, 2),
         },
@@ -218,7 +253,16 @@ def training() -> list[Row]:
     for name in ("usual, 0 workers", "usual, 2 workers"):
         value, whole = ratio(seconds[name], epochs[1:]), ratio(seconds[name], seconds["course"])
         times = f"{statistics.median(seconds[name]):.1f} s against {statistics.median(epochs[1:]):.1f} s"
-        rows.append(Row(f"epoch of {len(train)} {train.source} images: {name} / fit", value, "×", "at least 1.5×", value >= 1.5, times))
+        rows.append(
+            Row(
+                f"epoch of {len(train)} {train.source} images: {name} / fit",
+                value,
+                "×",
+                "at least 1.5×",
+                value >= 1.5,
+                times,
+            )
+        )
         rows.append(Row("  the same, fit's accuracy measurement included", whole, "×"))
     return rows
 
@@ -236,7 +280,9 @@ def usual_trial(generator, optimizer, batches, device, eps, steps, lr) -> float:
         x, y = (part.to(device) for part in next(batches))
         poisoned = (x + eps * generator(x).tanh()).clamp(0, 1)
         names, weights = zip(*classifier.named_parameters(), strict=True)
-        slopes = torch.autograd.grad(F.cross_entropy(classifier(poisoned), y), weights, create_graph=True)
+        slopes = torch.autograd.grad(
+            F.cross_entropy(classifier(poisoned), y), weights, create_graph=True
+        )
         moved = models.confused_cnn().to(device).train()
         for name, weight, slope in zip(names, weights, slopes, strict=True):
             layer, kind = name.split(".")
@@ -269,43 +315,73 @@ def confuse() -> list[Row]:
         if device == "cuda" and not torch.cuda.is_available():
             continue
         steps, images = 40 if device == "cpu" else 100, train.to(device)
-        ours, usual = (course_confuse.autoencoder(16, 32).to(device) for _ in range(2))
+        ours, usual = (generators.noise_autoencoder(16, 32).to(device) for _ in range(2))
         adam = torch.optim.Adam(ours.parameters(), lr=1e-4, fused=True)  # as in learn
         their_adam = torch.optim.Adam(usual.parameters(), lr=1e-4)
 
         def course(ours=ours, adam=adam, images=images, device=device, steps=steps) -> None:
             model = models.confused_cnn().to(device)
-            course_confuse._trial(ours, adam, model, images, eps=0.3, steps=steps, target=None, batch_size=64, lr=0.01, store=False)
+            course_confuse.run_trial(ours, adam, model, images, eps=0.3, steps=steps)
 
         def straightforward(usual=usual, their_adam=their_adam, device=device, steps=steps) -> None:
             usual_trial(usual, their_adam, batches, device, eps=0.3, steps=steps, lr=0.01)
 
         seconds = in_turns({"course": course, "usual": straightforward}, TURNS["confuse"])
         value = ratio(seconds["usual"], seconds["course"])
-        theirs, own = (1000 * statistics.median(seconds[name]) / steps for name in ("usual", "course"))
+        theirs, own = (
+            1000 * statistics.median(seconds[name]) / steps for name in ("usual", "course")
+        )
         note = f"{theirs:.1f} ms a step against {own:.1f} ms"
-        rows.append(Row(f"second-order step on {device}: straightforward / course", value, "×", f"at least {least}×", value >= least, note))
+        rows.append(
+            Row(
+                f"second-order step on {device}: straightforward / course",
+                value,
+                "×",
+                f"at least {least}×",
+                value >= least,
+                note,
+            )
+        )
     return rows
 
 
 # ------------------------------------------------------------------------------------------------------ import, memory
 
-LIGHT = "runtime, geometry, data, models, training, attacks, check, claims, results"
-IMPORT = "import time, torch; t = time.perf_counter(); from course_utils import {}; print(time.perf_counter() - t)"
+LIGHT = (
+    "from course_utils import check; from course_utils.core import data, training; "
+    "from course_utils.methods import attacks; from course_utils.lesson import results"
+)
+WIDGETS = "; from course_utils.lesson import plots, widgets"
+IMPORT = "import time, torch; t = time.perf_counter(); {}; print(time.perf_counter() - t)"
 
 
 def in_process(code: str) -> float:
     """The number that ``code`` prints in a Python of its own."""
-    environment = dict(os.environ, PYTHONPATH=str(runtime.ROOT), MALLOC_MMAP_THRESHOLD_="1000000")  # glibc: give back what is freed
-    return float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment).stdout)
+    environment = dict(
+        os.environ, PYTHONPATH=str(files.ROOT), MALLOC_MMAP_THRESHOLD_="1000000"
+    )  # glibc: give back what is freed
+    return float(
+        subprocess.run(
+            [sys.executable, "-c", code],
+            capture_output=True,
+            text=True,
+            check=True,
+            env=environment,
+        ).stdout
+    )
 
 
 def imports() -> list[Row]:
     """What ``import course_utils`` costs once torch is there."""
-    turns = [[in_process(IMPORT.format(what)) for what in (LIGHT, LIGHT + ", plots, widgets")] for _ in range(TURNS["imports"] + 1)]
+    turns = [
+        [in_process(IMPORT.format(what)) for what in (LIGHT, LIGHT + WIDGETS)]
+        for _ in range(TURNS["imports"] + 1)
+    ]
     light, whole = (statistics.median(times) for times in zip(*turns[1:], strict=True))
     return [
-        Row("import of the light modules, over import torch", light, "s", "under 0.5 s", light < 0.5),
+        Row(
+            "import of the light modules, over import torch", light, "s", "under 0.5 s", light < 0.5
+        ),
         Row("  the same, with plots and widgets", whole, "s"),
     ]
 
@@ -313,7 +389,7 @@ def imports() -> list[Row]:
 MEMORY = """
 import torch
 from benchmarks.bench import models, peak_mib, pgd, plain_loop
-from course_utils.attacks import CHUNK
+from course_utils.core.inputs import CHUNK
 model, x, y = models.slides_cnn(), torch.rand(10_000, 1, 28, 28), torch.zeros(10_000, dtype=torch.long)
 attack = lambda n: {attack}
 attack(2 * CHUNK["cpu"])  # one chunk's work, and a second for the allocator to settle
@@ -325,7 +401,9 @@ print(peak_mib() - before)
 
 def peak_mib() -> float:
     """Largest memory this process ever held."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (
+        2**20 if sys.platform == "darwin" else 2**10
+    )
 
 
 def memory() -> list[Row]:
@@ -333,7 +411,9 @@ def memory() -> list[Row]:
     output = 10_000 * 28 * 28 * 4 / 2**20
     rows = []
     for norm in ("inf", 2, 1):
-        value = in_process(MEMORY.format(attack=f"pgd(model, x[:n], y[:n], eps=0.1, norm={norm!r}, steps=2)"))
+        value = in_process(
+            MEMORY.format(attack=f"pgd(model, x[:n], y[:n], eps=0.1, norm={norm!r}, steps=2)")
+        )
         what = f"peak of PGD, norm {norm}, on 10,000 images, over input and one chunk"
         rows.append(Row(what, value, "MiB", f"{output:.0f} + 5 MiB", value <= output + 5))
     whole = in_process(MEMORY.format(attack="plain_loop(model, x[:n], y[:n], 0.1, 'inf', 2, 0.1)"))
@@ -357,18 +437,32 @@ def main(names: list[str]) -> int:
         print(f"\n{name}: {SECTIONS[name].__doc__}", flush=True)
         for row in SECTIONS[name]():
             mark = {True: "✔", False: "✘", None: " "}[row.ok]
-            print(f"{mark} {row.what:<76} {row.value:7.2f} {row.unit:<3} {row.bar:<15} {row.note}", flush=True)
+            print(
+                f"{mark} {row.what:<76} {row.value:7.2f} {row.unit:<3} {row.bar:<15} {row.note}",
+                flush=True,
+            )
             rows.append(row)
-    where = {"device": f"cpu, {torch.get_num_threads()} threads", "cores": os.cpu_count(), **runtime.versions()}
+    where = {
+        "device": f"cpu, {torch.get_num_threads()} threads",
+        "cores": os.cpu_count(),
+        **runtime.versions(),
+    }
     report = {"where": where, "rows": [asdict(row) for row in rows]}
-    runtime.write_atomic(runtime.ROOT / "build" / "bench.json", json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+    files.write_atomic(
+        files.ROOT / "build" / "bench.json", json.dumps(report, indent=1, ensure_ascii=False) + "\n"
+    )
     missed = [row.what for row in rows if row.ok is False]
-    print(f"\n{len(missed)} bars missed." if missed else "\nAll bars held.", f"On {where['device']}. build/bench.json")
+    print(
+        f"\n{len(missed)} bars missed." if missed else "\nAll bars held.",
+        f"On {where['device']}. build/bench.json",
+    )
     return 1 if missed else 0
 
 
 if __name__ == "__main__":
     unknown = set(sys.argv[1:]) - set(SECTIONS)
     if unknown:
-        sys.exit(f"No benchmark is called {', '.join(sorted(unknown))}; there are {', '.join(SECTIONS)}.")
+        sys.exit(
+            f"No benchmark is called {', '.join(sorted(unknown))}; there are {', '.join(SECTIONS)}."
+        )
     sys.exit(main(sys.argv[1:]))

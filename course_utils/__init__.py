@@ -1,1 +1,4 @@
-"""Tools of the course on adversarial machine learning; import the modules by name: ``from course_utils import attacks, data``."""
+"""Tools of a course on adversarial machine learning, in five folders.
+
+Import modules by name: ``from course_utils.methods import attacks``.
+"""

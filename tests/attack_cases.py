@@ -4,39 +4,32 @@ import pytest
 import torch
 from torch import nn
 
-from course_utils import attacks, models
-from course_utils.attacks import (
-    adv_alpha,
-    adv_loss,
-    adv_loss_sign,
-    deepfool,
-    fake_image,
-    fgsm,
-    pgd,
-    succeeded,
-    swapped_bce,
-    targeted,
-    untargeted,
-)
+from course_utils.core import models
+from course_utils.core.runtime import generator, seeded
+from course_utils.methods import attacks
+from course_utils.methods.attacks import adv_loss, adv_loss_sign, fgsm, pgd, succeeded, targeted
+from course_utils.methods.boundary import adv_alpha, deepfool
 
+f64 = torch.float64
 CASES = {
-    "fake_image": (fake_image, dict(steps=4, box=True, smoothness=0.01)),
-    "untargeted": (untargeted, dict(steps=4)),
-    "untargeted, early stop": (untargeted, dict(steps=6, early_stop=True)),
+    "fake_image": (attacks.fake_image, dict(steps=4, box=True, smoothness=0.01)),
+    "untargeted": (attacks.untargeted, dict(steps=4)),
+    "untargeted, early stop": (attacks.untargeted, dict(steps=6, early_stop=True)),
     "targeted l1": (targeted, dict(steps=6, lam=1.0)),
-    "targeted l2": (targeted, dict(steps=6, lam=1.0, distance="l2", loss=swapped_bce)),
+    "targeted l2": (targeted, dict(steps=6, lam=1.0, distance="l2", loss=attacks.swapped_bce)),
 }
 SIZES = {"inf": 0.1, 2: 0.6, 1: 2.0}  # radii at which some of the images below fall and some stand
 for p, size in SIZES.items():
+    ball = dict(eps=size, norm=p)
     CASES |= {
-        f"fgsm {p}": (fgsm, dict(eps=size, norm=p)),
-        f"fgsm {p} to a target": (fgsm, dict(eps=size, norm=p, to_target=True)),
-        f"pgd {p}": (pgd, dict(eps=size, norm=p, steps=5)),
-        f"pgd {p} to a target": (pgd, dict(eps=size, norm=p, steps=5, to_target=True)),
-        f"pgd {p} from random starts": (pgd, dict(eps=size, norm=p, steps=4, restarts=3, random_start=True)),
-        f"pgd {p}, early stop": (pgd, dict(eps=size, norm=p, steps=6, restarts=2, early_stop=True)),
-        f"adv_loss {p}": (adv_loss, dict(eps=size, norm=p)),
-        f"adv_alpha {p}": (adv_alpha, dict(eps=size, norm=p)),
+        f"fgsm {p}": (fgsm, ball),
+        f"fgsm {p} to a target": (fgsm, ball | dict(to_target=True)),
+        f"pgd {p}": (pgd, ball | dict(steps=5)),
+        f"pgd {p} to a target": (pgd, ball | dict(steps=5, to_target=True)),
+        f"pgd {p} from random starts": (pgd, ball | dict(steps=4, restarts=3, random_start=True)),
+        f"pgd {p}, early stop": (pgd, ball | dict(steps=6, restarts=2, early_stop=True)),
+        f"adv_loss {p}": (adv_loss, ball),
+        f"adv_alpha {p}": (adv_alpha, ball),
         f"deepfool {p}": (deepfool, dict(norm=p, steps=5, bisections=3)),
     }
 CASES["adv_loss_sign"] = (adv_loss_sign, dict(eps=SIZES[2]))
@@ -66,13 +59,14 @@ def won(case, model, x_adv, y):
 
 def build(kind="mlp", classes=4, scale=1.0, dtype=torch.float32):
     """A random network on 1×4×4 images; ``scale`` multiplies its logits: a large one makes it confident."""
-    with torch.random.fork_rng():
-        torch.manual_seed(1)
+    with seeded(1):
         if kind == "mlp":
-            model = nn.Sequential(nn.Flatten(), nn.Linear(16, 24), nn.Tanh(), nn.Linear(24, classes))
+            body = [nn.Flatten(), nn.Linear(16, 24), nn.Tanh()]
+            model = nn.Sequential(*body, nn.Linear(24, classes))
         else:  # every layer that train mode changes, and flags that differ
-            body = [nn.Conv2d(1, 3, 3, padding=1), nn.BatchNorm2d(3), nn.Tanh(), nn.Dropout(0.5), nn.Flatten()]
-            model = nn.Sequential(*body, nn.Sequential(nn.Dropout(0.5), nn.Linear(48, classes)))
+            body = [nn.Conv2d(1, 3, 3, padding=1), nn.BatchNorm2d(3), nn.Tanh(), nn.Dropout(0.5)]
+            head = nn.Sequential(nn.Dropout(0.5), nn.Linear(48, classes))
+            model = nn.Sequential(*body, nn.Flatten(), head)
             model[1].running_mean.normal_()
             model.train()
             model[2].eval(), model[5][0].eval()
@@ -83,19 +77,28 @@ def build(kind="mlp", classes=4, scale=1.0, dtype=torch.float32):
 
 def linear(kind):
     """A linear model in float64 and the gradient w of its margin for label 0."""
-    with torch.random.fork_rng():
-        torch.manual_seed(3)
-        model = (models.binary_logistic(16) if kind == "binary" else models.logistic(16, 2)).double()
-    weight = model.output.weight.detach()
+    with seeded(3):
+        model = models.binary_logistic(16) if kind == "binary" else models.logistic(16, 2)
+    weight = model.double().output.weight.detach()
     return model, (weight[0] if kind == "binary" else weight[1] - weight[0])
 
 
 def batch(n=8, seed=0, dtype=torch.float32, model=None):
     """Images with pixels at 0 and 1 among them, and the classes ``model`` sees in them."""
-    generator = torch.Generator().manual_seed(seed)
-    x = (1.3 * torch.rand(n, 1, 4, 4, generator=generator, dtype=torch.float64) - 0.15).clamp(0, 1).to(dtype)
-    y = attacks.predict(model or build(dtype=dtype), x).argmax(1)
-    return x, y
+    x = 1.3 * torch.rand(n, 1, 4, 4, generator=generator(seed), dtype=f64) - 0.15
+    x = x.clamp(0, 1).to(dtype)
+    return x, attacks.predict(model or build(dtype=dtype), x).argmax(1)
+
+
+def network_and_batch(n=8, dtype=torch.float32, **settings):
+    """A network by ``build``, and ``n`` images with the classes that it sees in them."""
+    model = build(dtype=dtype, **settings)
+    return model, *batch(n, dtype=dtype, model=model)
+
+
+def one_by_one(function, *arrays):
+    """What ``function`` gives for every image alone, joined."""
+    return torch.cat([function(*one) for one in zip(*(a.split(1) for a in arrays), strict=True)])
 
 
 def same_pixels(a, b, share=1.0):

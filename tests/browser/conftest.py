@@ -1,4 +1,4 @@
-"""A real browser on a real JupyterLab, both with nothing of the user's: ``lab.open(path)`` gives a ``Notebook`` to run, click and look at.
+"""A real browser on a real JupyterLab, both with nothing of the user's: ``lab(path)`` gives a ``Notebook`` to run, click and look at.
 
 Screenshots go to ``build/screenshots/``. Without Chromium or Chrome these tests are skipped on a laptop and fail in CI.
 """
@@ -10,17 +10,21 @@ import subprocess
 import sys
 import time
 import urllib.request
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from course_utils.runtime import ROOT
+from course_utils.core.files import ROOT
 
 SCREENSHOTS = ROOT / "build" / "screenshots"
 LECTURE_MINUTES = 10  # a lecture takes under two on an idle machine
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 QUIET = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync"
-ACTIVE_CELL = "() => window.jupyterapp.shell.currentWidget.content.activeCellIndex"
+CONTENT = "() => window.jupyterapp.shell.currentWidget.content."
+KERNEL = "() => window.jupyterapp.shell.currentWidget.sessionContext.session.kernel."
+OUTPUT_AREA = "xpath=ancestor::*[contains(concat(' ', @class, ' '), ' jp-OutputArea ')][1]"
+CHANGED = "([image, before]) => image.src !== before && image.naturalWidth > 0"
 
 
 @pytest.fixture(scope="session")
@@ -32,8 +36,11 @@ def browser():
         if os.environ.get("CI"):
             pytest.fail(f"The browser tests are part of CI, but {cure}.")
         pytest.skip(cure)
-    sync_api = pytest.importorskip("playwright.sync_api") if not os.environ.get("CI") else __import__("playwright.sync_api").sync_api
-    with sync_api.sync_playwright() as playwright:
+    if not os.environ.get("CI"):
+        pytest.importorskip("playwright")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=executable, args=QUIET.split())
         yield chromium
         chromium.close()
@@ -49,10 +56,10 @@ def page(browser):
 
 @pytest.fixture(scope="session")
 def jupyter_environment(tmp_path_factory) -> dict[str, str]:
-    """An environment in which Jupyter finds none of the user's files and writes none. Data and trained weights stay the test run's own."""
+    """Jupyter finds none of the user's files and writes none."""
     home = tmp_path_factory.mktemp("jupyter")
-    folders = ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR", "MPLCONFIGDIR", "COURSE_STATE")
-    own = {name: str(home / name.lower()) for name in folders}
+    folders = "JUPYTER_CONFIG_DIR JUPYTER_DATA_DIR JUPYTER_RUNTIME_DIR IPYTHONDIR MPLCONFIGDIR COURSE_STATE"
+    own = {name: str(home / name.lower()) for name in folders.split()}
     overrides = home / "jupyter_config_dir" / "labconfig" / "default_setting_overrides.json"
     overrides.parent.mkdir(parents=True)
     overrides.write_text(
@@ -74,13 +81,11 @@ def pytest_runtest_makereport(item, call):
 
 
 class Notebook:
-    """A notebook in JupyterLab, or as slides."""
+    """A notebook in JupyterLab, or as slides, once it is ready."""
 
     def __init__(self, page, name: str):
         self.page, self.name = page, name
-
-    def wait_until_ready(self) -> "Notebook":
-        self.page.wait_for_function(
+        page.wait_for_function(
             """() => {  // not async: a promise would count as true
                 const panel = window.jupyterapp?.shell.currentWidget;
                 return (
@@ -90,96 +95,92 @@ class Notebook:
             }""",
             timeout=60_000,
         )
-        return self
 
     def run_all(self) -> "Notebook":
-        """Runs all cells; an error output that the notebook does not announce (tag ``raises-exception``) fails the test."""
+        """Runs all cells; an error in one without the tag ``raises-exception`` fails the test."""
         run = "() => { window.ranAll = false; window.jupyterapp.commands.execute('notebook:run-all-cells').finally(() => window.ranAll = true); }"
         self.page.evaluate(run)
         self.page.wait_for_function("() => window.ranAll", timeout=LECTURE_MINUTES * 60_000)
         self.settle()
-        content = self.page.evaluate("() => window.jupyterapp.shell.currentWidget.content.model.toJSON()")
-        code = [cell for cell in content["cells"] if cell["cell_type"] == "code" and "".join(cell["source"]).strip()]
-        for cell in code:
+        cells = self.page.evaluate(CONTENT + "model.toJSON()")["cells"]
+        for cell in cells:
+            source = "".join(cell["source"])
+            if cell["cell_type"] != "code" or not source.strip():
+                continue
+            assert cell["execution_count"], f"{self.name}: not run:\n{source}"
             for output in cell["outputs"]:
-                if output["output_type"] == "error" and "raises-exception" not in cell["metadata"].get("tags", []):
+                expected = "raises-exception" in cell["metadata"].get("tags", [])
+                if output["output_type"] == "error" and not expected:
                     self.screenshot("error")
-                    pytest.fail(f"{self.name}: {output['ename']}: {output['evalue']}\n{''.join(cell['source'])}")
-        assert all(cell["execution_count"] for cell in code), f"{self.name}: not all cells were run"
-        assert self.page.locator(".jupyter-widgets-error-widget").count() == 0, f"{self.name}: a widget cannot be displayed"
+                    pytest.fail(f"{self.name}: {output['ename']}: {output['evalue']}\n{source}")
+        broken = self.page.locator(".jupyter-widgets-error-widget").count()
+        assert not broken, f"{self.name}: a widget cannot be displayed"
         return self
 
     def settle(self) -> None:
-        """Until the kernel is idle and every picture is drawn; a slider calls back once right after it appears."""
+        """Until the kernel is idle; a slider calls back once right after it appears."""
         self.page.wait_for_timeout(1500)
-        self.page.wait_for_function("() => window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.status === 'idle'")
+        self.page.wait_for_function(KERNEL + "status === 'idle'")
 
-    def move_slider(self, label: str | None = None, key: str = "ArrowRight") -> None:
-        """Presses a key on the first visible slider (or the one with this label); its picture must change and stay in sight."""
-        sliders = self.page.locator(".widget-hslider:visible")
-        slider = (sliders.filter(has_text=label) if label else sliders).first
-        area = slider.locator("xpath=ancestor::*[contains(concat(' ', @class, ' '), ' jp-OutputArea ')][1]")
-        image, readout = area.locator("img.widget-image:visible").first, slider.locator(".widget-readout").first
-        before, value = image.get_attribute("src"), readout.inner_text()
-        slider.locator(".noUi-handle").first.focus()
-        self.page.keyboard.press(key)
-        handle = image.element_handle()
-        self.page.wait_for_function("([image, before]) => image.src !== before && image.naturalWidth > 0", arg=[handle, before])
-        assert readout.inner_text() != value
+    @contextmanager
+    def picture_changes(self, beside):
+        """The picture in the same output must change, and stay in sight."""
+        image = beside.locator(OUTPUT_AREA).locator("img.widget-image:visible").first
+        before = image.get_attribute("src")
+        yield
+        self.page.wait_for_function(CHANGED, arg=[image.element_handle(), before])
         assert image.is_visible()
 
+    def move_slider(self, label: str | None = None) -> None:
+        """Presses the right arrow on the first visible slider, or the one with this label."""
+        sliders = self.page.locator(".widget-hslider:visible")
+        slider = (sliders.filter(has_text=label) if label else sliders).first
+        readout = slider.locator(".widget-readout").first
+        value = readout.inner_text()
+        with self.picture_changes(slider):
+            slider.locator(".noUi-handle").first.focus()
+            self.page.keyboard.press("ArrowRight")
+        assert readout.inner_text() != value
+
     def draw_digit(self, points) -> None:
-        """Draws through ``points`` (x, y in shares of the pad's side) with the mouse; the picture beside the pad must change."""
+        """Draws through ``points`` (x, y in shares of the pad's side) with the mouse."""
         canvas = self.page.locator(".digit-pad canvas:visible").first
         canvas.scroll_into_view_if_needed()
-        area = canvas.locator("xpath=ancestor::*[contains(concat(' ', @class, ' '), ' jp-OutputArea ')][1]")
-        image = area.locator("img.widget-image:visible").first
-        before, box = image.get_attribute("src"), canvas.bounding_box()
-        places = [(box["x"] + x * box["width"], box["y"] + y * box["height"]) for x, y in points]
-        self.page.mouse.move(*places[0])
-        self.page.mouse.down()
-        for place in places[1:]:
-            self.page.mouse.move(*place, steps=8)
-        self.page.mouse.up()
-        self.page.wait_for_function("([image, before]) => image.src !== before", arg=[image.element_handle(), before])
+        box, mouse = canvas.bounding_box(), self.page.mouse
+        start, *rest = [
+            (box["x"] + x * box["width"], box["y"] + y * box["height"]) for x, y in points
+        ]
+        with self.picture_changes(canvas):
+            mouse.move(*start)
+            mouse.down()
+            for place in rest:
+                mouse.move(*place, steps=8)
+            mouse.up()
         self.settle()
 
     def walk(self, until: str | None = None) -> None:
-        """Slide by slide with the space bar, until this selector is in sight or to the end; fails at a blank slide."""
-        self.page.mouse.click(640, self.page.viewport_size["height"] - 5)  # beside everything: the keys are the slides' again
+        """Slide by slide until this selector is in sight, or to the end; fails at a blank slide."""
+        # beside everything: the keys are the slides' again
+        self.page.mouse.click(640, self.page.viewport_size["height"] - 5)
         while not (until and self.page.locator(until).locator("visible=true").count()):
-            heights = self.page.locator(".jp-Deck .jp-deck-mod-visible").evaluate_all("cells => cells.map(cell => cell.offsetHeight)")
+            heights = self.page.locator(".jp-Deck .jp-deck-mod-visible").evaluate_all(
+                "cells => cells.map(cell => cell.offsetHeight)"
+            )
             assert max(heights, default=0) > 20, f"{self.name}: a blank slide"
-            before = self.page.evaluate(ACTIVE_CELL)
+            before = self.page.evaluate(CONTENT + "activeCellIndex")
             self.page.keyboard.press("Space")
             self.page.wait_for_timeout(300)
-            if self.page.evaluate(ACTIVE_CELL) == before:
+            if self.page.evaluate(CONTENT + "activeCellIndex") == before:
                 assert until is None, f"{self.name}: no slide shows {until}"
                 return
 
-    def screenshot(self, what: str, of=None) -> Path:
-        """A picture of the page, or of the locator ``of``, for people to look at."""
+    def screenshot(self, what: str, of=None) -> None:
+        """Of the page or the locator ``of``, for people to look at."""
         SCREENSHOTS.mkdir(parents=True, exist_ok=True)
         path = SCREENSHOTS / f"{self.name} {what}.png"
         if of is not None:
             of.scroll_into_view_if_needed()
-            of.screenshot(path=path)
-        else:
-            self.page.screenshot(path=path)
-        return path
-
-
-class Lab:
-    """A running JupyterLab whose folder is ``root``."""
-
-    def __init__(self, url: str, root: Path, page=None):
-        self.url, self.root, self.page = url, root, page
-
-    def open(self, source: Path) -> Notebook:
-        """Opens a copy of the notebook ``source`` in a fresh page."""
-        shutil.copy(source, self.root)
-        self.page.goto(f"{self.url}/lab/tree/{source.name}?token=t&reset")
-        return Notebook(self.page, source.stem).wait_until_ready()
+        (of or self.page).screenshot(path=path)
 
 
 def free_port() -> int:
@@ -197,10 +198,10 @@ def _lab_server(tmp_path_factory, jupyter_environment, browser):
     )
     command = [sys.executable, "-m", "jupyterlab", *options.split(), f"--ServerApp.root_dir={root}"]
     log = root.parent / "jupyterlab.log"
-    with log.open("w") as file:
-        server = subprocess.Popen(command, env=jupyter_environment, stdout=file, stderr=subprocess.STDOUT)
+    with log.open("w") as out:
+        server = subprocess.Popen(command, env=jupyter_environment, stdout=out, stderr=out)
     try:
-        _wait_for(f"http://127.0.0.1:{port}/api", server)
+        _wait_for(port, server)
         yield f"http://127.0.0.1:{port}", root
     finally:
         server.terminate()
@@ -208,12 +209,12 @@ def _lab_server(tmp_path_factory, jupyter_environment, browser):
         print(log.read_text())
 
 
-def _wait_for(url: str, server: subprocess.Popen) -> None:
+def _wait_for(port: int, server: subprocess.Popen) -> None:
     for _ in range(300):
         if server.poll() is not None:
             break
         try:
-            urllib.request.urlopen(url, timeout=5).close()
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/api", timeout=5).close()
             return
         except OSError:
             time.sleep(0.2)
@@ -221,19 +222,27 @@ def _wait_for(url: str, server: subprocess.Popen) -> None:
 
 
 @pytest.fixture
-def lab(_lab_server, page) -> Lab:
-    """JupyterLab with this environment's kernel."""
-    return Lab(*_lab_server, page)
+def lab(_lab_server, page):
+    """``lab(path)`` opens a copy of this notebook in a fresh page."""
+
+    def start(source: Path) -> Notebook:
+        url, root = _lab_server
+        shutil.copy(source, root)
+        page.goto(f"{url}/lab/tree/{source.name}?token=t&reset")
+        return Notebook(page, source.stem)
+
+    return start
 
 
 @pytest.fixture
 def course(jupyter_environment):
-    """``course("lab", "--no-browser", NAME="value")`` starts the course's own command and gives its process; it is ended with the test."""
+    """``course("lab", "--no-browser", NAME="value")`` starts the command; it ends with the test."""
     processes = []
 
     def start(*arguments: str, **environment: str) -> subprocess.Popen:
-        command = [sys.executable, "-m", "course_utils.cli", *arguments]
-        processes.append(subprocess.Popen(command, env=jupyter_environment | environment, stdout=subprocess.PIPE, text=True))
+        command = [sys.executable, "-m", "course_utils.command.cli", *arguments]
+        env = jupyter_environment | environment
+        processes.append(subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True))
         return processes[-1]
 
     yield start
@@ -244,15 +253,15 @@ def course(jupyter_environment):
 
 @pytest.fixture
 def present(page, course):
-    """``present("03")`` runs the course's own command and opens its address; gives the ``Notebook`` on its first slide."""
+    """``present("03")`` opens what ``course present`` announces, a ``Notebook`` on its first slide."""
 
     def start(lecture: str, **environment: str) -> Notebook:
-        told = ""
-        for line in course("present", lecture, "--no-browser", "--expose-app-in-browser", **environment).stdout:
+        told, options = "", ("--no-browser", "--expose-app-in-browser")
+        for line in course("present", lecture, *options, **environment).stdout:
             told += line
             if line.startswith("Slides: "):
                 page.goto(line.split()[1])
-                notebook = Notebook(page, f"{lecture} slides").wait_until_ready()
+                notebook = Notebook(page, f"{lecture} slides")
                 notebook.told = told
                 page.wait_for_selector(".jp-Deck .jp-deck-mod-visible")
                 notebook.settle()
@@ -264,13 +273,13 @@ def present(page, course):
 
 @pytest.fixture
 def course_lab(page, course):
-    """``course_lab()`` runs ``course lab`` and opens the page it would open; gives the ``Notebook`` in it."""
+    """``course_lab()`` opens the page that ``course lab`` would open."""
 
     def start(**environment: str) -> Notebook:
         port = free_port()
-        options = ["--no-browser", "--expose-app-in-browser", "--IdentityProvider.token=t", f"--ServerApp.port={port}"]
-        _wait_for(f"http://127.0.0.1:{port}/api", course("lab", *options, **environment))
+        options = f"--no-browser --expose-app-in-browser --IdentityProvider.token=t --ServerApp.port={port}"
+        _wait_for(port, course("lab", *options.split(), **environment))
         page.goto(f"http://127.0.0.1:{port}/?token=t")
-        return Notebook(page, "lab").wait_until_ready()
+        return Notebook(page, "lab")
 
     return start

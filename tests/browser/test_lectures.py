@@ -1,13 +1,13 @@
-"""The lectures in a browser: all cells run, and what one can play with answers. Screenshots: build/screenshots/."""
+"""The lectures in a browser: all cells run, and what one can play with answers."""
 
 import re
 
 import pytest
 
-from course_utils import notebooks
+from course_utils.command import notebooks
 
-pytestmark = [pytest.mark.browser, pytest.mark.timeout(1500)]  # a lecture is run as a whole, on a machine that may be busy
-
+# a lecture is run as a whole, on a machine that may be busy
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(1500)]
 SEVEN = [(0.3, 0.24), (0.7, 0.24), (0.48, 0.78)]
 
 
@@ -16,29 +16,28 @@ def lecture(number: str):
 
 
 def widget(page, what: str):
-    """The output that holds this part of a widget, for a screenshot."""
     return page.locator(f".jp-OutputArea:has({what})").first
 
 
-@pytest.mark.parametrize("number", ["00", "02", "03", "04", "05", "06", "07", "08", "09", "10", "11", "12", "13"])
+@pytest.mark.parametrize("number", "00 02 03 04 05 06 07 08 09 10 11 12 13".split())
 def test_a_slider_moves_the_picture(lab, number):
-    notebook = lab.open(lecture(number)).run_all()
+    notebook = lab(lecture(number)).run_all()
     notebook.move_slider()
     notebook.screenshot("widget", of=widget(notebook.page, ".widget-hslider"))
 
 
 def test_01_a_drawn_digit_is_classified(lab):
-    notebook = lab.open(lecture("01")).run_all()
+    notebook = lab(lecture("01")).run_all()
     notebook.draw_digit(SEVEN)
     pad = widget(notebook.page, ".digit-pad")
     notebook.screenshot("widget", of=pad)
-    says = pad.locator(".digit-pad + * .widget-html:visible, :scope .widget-html:visible").last.inner_text()
+    captions = ".digit-pad + * .widget-html:visible, :scope .widget-html:visible"
+    says = pad.locator(captions).last.inner_text()
     assert re.search(r"\b\d\b", says), f"the caption names no digit: {says!r}"
 
 
-@pytest.mark.parametrize("number", ["02"])
-def test_slides_with_a_live_widget(present, number):
-    notebook = present(number)
+def test_slides_with_a_live_widget(present):
+    notebook = present("02")
     notebook.screenshot("title")
     notebook.walk(until=".widget-hslider")
     notebook.move_slider()

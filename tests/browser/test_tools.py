@@ -1,4 +1,4 @@
-"""The course's widgets and commands in a browser, on a small notebook made for the purpose."""
+"""Widgets and commands in a browser, on a small notebook."""
 
 import nbformat
 import pytest
@@ -10,7 +10,7 @@ EXPLORER = '''\
 import io
 import ipywidgets
 from matplotlib.figure import Figure
-from course_utils.widgets import digit_pad, explorer
+from course_utils.lesson.widgets import digit_pad, explorer
 
 def draw(power, colour):
     """A curve."""
@@ -46,25 +46,25 @@ explorer(fail, eps=ipywidgets.FloatSlider(0.3))
 """
 
 
-def slide(make, source, kind=None):
+def slide(source, kind=None, make=new_markdown_cell):
     return make(source, metadata={"slideshow": {"slide_type": kind}} if kind else {})
 
 
 @pytest.fixture
 def root(tmp_path):
-    """A course with one lecture, 07, of every slide type there is."""
+    """A course with one lecture, of every slide type."""
     cells = [
-        slide(new_markdown_cell, "# A lecture about nothing\n\nand a promise", "slide"),
-        slide(new_markdown_cell, "Welcome everybody (2 min).", "notes"),
-        slide(new_code_cell, "print('only in the notebook')", "skip"),
-        slide(new_markdown_cell, "## Play\n\nMove the slider.", "slide"),
-        slide(new_code_cell, EXPLORER),
-        slide(new_markdown_cell, "Let them guess first (3 min).", "notes"),
-        slide(new_markdown_cell, "An insight", "fragment"),
-        slide(new_markdown_cell, "## Draw", "subslide"),
-        slide(new_code_cell, PAD, "-"),
-        slide(new_markdown_cell, "## Broken", "slide"),
-        slide(new_code_cell, BROKEN),
+        slide("# A lecture about nothing\n\nand a promise", "slide"),
+        slide("Welcome everybody (2 min).", "notes"),
+        slide("print('only in the notebook')", "skip", new_code_cell),
+        slide("## Play\n\nMove the slider.", "slide"),
+        slide(EXPLORER, make=new_code_cell),
+        slide("Let them guess first (3 min).", "notes"),
+        slide("An insight", "fragment"),
+        slide("## Draw", "subslide"),
+        slide(PAD, "-", new_code_cell),
+        slide("## Broken", "slide"),
+        slide(BROKEN, make=new_code_cell),
     ]
     kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
     nbformat.write(new_notebook(cells=cells, metadata=kernel), tmp_path / "07_nothing.ipynb")
@@ -72,7 +72,7 @@ def root(tmp_path):
 
 
 def test_explorer_and_pad_in_jupyterlab(lab, root):
-    notebook = lab.open(root / "07_nothing.ipynb").run_all()
+    notebook = lab(root / "07_nothing.ipynb").run_all()
     page = notebook.page
     notebook.move_slider("Power of x, a long label")
     assert page.get_by_text("The curve of x to the 3").is_visible()
@@ -82,12 +82,12 @@ def test_explorer_and_pad_in_jupyterlab(lab, root):
     notebook.draw_digit([(0.1, 0.2), (0.5, 0.2), (0.3, 0.75)])  # a seven, too far to the left
     assert page.get_by_text("This is 20 pixels high").is_visible()
     notebook.screenshot("pad", of=page.locator(".jp-OutputArea:has(.digit-pad)").first)
-    drawn = page.locator(".digit-pad canvas").evaluate("canvas => canvas.toDataURL()")
-    clear = page.get_by_role("button", name="Clear the drawing pad")
-    clear.focus()
+    canvas, pixels = page.locator(".digit-pad canvas"), "canvas => canvas.toDataURL()"
+    drawn = canvas.evaluate(pixels)
+    page.get_by_role("button", name="Clear the drawing pad").focus()
     page.keyboard.press("Enter")  # JupyterLab's own shortcut for Enter must not take it
     notebook.settle()
-    assert page.locator(".digit-pad canvas").evaluate("canvas => canvas.toDataURL()") != drawn
+    assert canvas.evaluate(pixels) != drawn
     assert page.locator(".widget-html:visible", has_text="pixels high").count() == 0
     assert page.get_by_text("This picture could not be drawn. ValueError: eps is 0.3").is_visible()
     notebook.screenshot("page")
@@ -96,21 +96,25 @@ def test_explorer_and_pad_in_jupyterlab(lab, root):
 def test_slides_are_live(present, root):
     notebook = present("07", COURSE_LECTURES=str(root))
     page = notebook.page
+
+    def heading(name):
+        return page.get_by_role("heading", name=name)
+
     notebook.screenshot("title")
-    assert page.get_by_role("heading", name="A lecture about nothing").is_visible()
+    assert heading("A lecture about nothing").is_visible()
     assert "Let them guess first (3 min)." in notebook.told
     assert page.locator(":text('Welcome everybody'):visible").count() == 0
     page.keyboard.press("ArrowRight")  # no click before: the slides hear the keys at once
-    page.get_by_role("heading", name="Play").wait_for()
+    heading("Play").wait_for()
     notebook.move_slider()
     notebook.screenshot("play")
-    assert page.get_by_role("heading", name="Play").is_visible()  # the arrow key went to the slider, not to the slides
+    assert heading("Play").is_visible()  # the arrow key went to the slider, not to the slides
     notebook.walk(until=".digit-pad")
-    assert page.get_by_role("heading", name="Draw").is_visible()
+    assert heading("Draw").is_visible()
     notebook.draw_digit([(0.3, 0.2), (0.7, 0.2), (0.5, 0.75)])
     notebook.screenshot("draw")
     notebook.walk()
-    assert page.get_by_role("heading", name="Broken").is_visible()
+    assert heading("Broken").is_visible()
     notebook.screenshot("broken")
     page.keyboard.press("Escape")
     page.locator("#jp-menu-panel").wait_for()  # out of the slides: an ordinary JupyterLab
@@ -122,7 +126,9 @@ def test_lab_opens_the_first_lecture_of_the_working_copy(course_lab, root, tmp_p
     notebook.settle()
     notebook.screenshot("opened")
     assert page.get_by_text("official Jupyter news").count() == 0
-    page.evaluate("() => window.jupyterapp.shell.currentWidget.content.model.sharedModel.cells[0].setSource('my own words')")
-    page.evaluate("() => window.jupyterapp.commands.execute('docmanager:save')")
+    app = "() => window.jupyterapp."
+    cell = "shell.currentWidget.content.model.sharedModel.cells[0]"
+    page.evaluate(f"{app}{cell}.setSource('my own words')")
+    page.evaluate(app + "commands.execute('docmanager:save')")
     assert "my own words" in copy.read_text(encoding="utf-8")
     assert "my own words" not in (root / "07_nothing.ipynb").read_text(encoding="utf-8")

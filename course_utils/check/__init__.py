@@ -1,0 +1,44 @@
+"""Checks for the exercises: ``check.fgsm(fgsm)``, ``check.hint("fgsm")``, ``check.progress()``.
+
+A check prints ● where the function is right, else ○ and what to look at, and never raises. Each
+lecture has a file of its exercises here. A function whose name ends in ``_solution`` is checked
+like any other but is no progress of the student's.
+"""
+
+from importlib import import_module
+
+from course_utils.check.exercise import Exercise, solved
+
+LECTURES = (
+    "start_here cnn fake_images untargeted targeted linear defences "
+    "lwa mine minmax uae confuse evidence defence"
+).split()
+EXERCISES: dict[str, Exercise] = {}
+for lecture in LECTURES:
+    values = vars(import_module(f"course_utils.check.{lecture}")).values()
+    EXERCISES |= {value.name: value for value in values if isinstance(value, Exercise)}
+globals().update(EXERCISES)
+
+
+def hint(name: str, level: int = 1) -> None:
+    """Prints hint 1, or with ``level`` a stronger one.
+
+    Raises:
+        ValueError: an exercise that does not exist.
+    """
+    if name not in EXERCISES:
+        raise ValueError(f"name is {name!r}; the exercises are {', '.join(EXERCISES)}.")
+    hints = EXERCISES[name].hints
+    level = max(1, min(level, len(hints)))
+    more = "  That was the last hint; the solution is below the check."
+    if level < len(hints):
+        more = f'  More: check.hint("{name}", {level + 1}).'
+    print(f"Hint {level} of {len(hints)}: {hints[level - 1]}{more}")
+
+
+def progress() -> None:
+    """Prints the ladder of all exercises, and how far you are."""
+    done = solved()
+    for name, item in EXERCISES.items():
+        print(f"{'●' if name in done else '○'} {item.lecture}  {name:20} {item.title}")
+    print(f"{len(done.keys() & EXERCISES.keys())} of {len(EXERCISES)} solved")

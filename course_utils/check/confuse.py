@@ -1,0 +1,204 @@
+"""Exercises of lecture 11: ``bounded_noise`` and ``pseudo_update``."""
+
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+
+from course_utils.check import answers
+from course_utils.check.answers import NotYet
+from course_utils.check.exercise import exercise
+from course_utils.core import runtime
+from course_utils.methods import confuse
+
+
+def raw_inputs():
+    raw = torch.randn(4, 1, 3, 3, generator=runtime.generator(0), dtype=torch.float64)
+    raw[0, 0, 0] = torch.tensor([-4.0, 0.0, 2.5])
+    return [(raw, 0.3), (torch.tensor([-1.0, 0.2, 6.0], dtype=torch.float64), 0.05)]
+
+
+def first_wrong_noise(case, got, want):
+    raw, eps = case
+    if got.abs().max() > eps + 1e-6:
+        reach = f"a pixel moves by {got.abs().max():.3g}, and eps is {eps}."
+        return f"{reach} Every pixel may move by eps at most."
+    i = answers.first_difference(got, want)
+    value = raw.flatten()[i]
+    return f"for raw = {value:.3g} and eps = {eps} you return {got[i]:.3g} and not {want[i]:.3g}."
+
+
+@exercise(
+    "11",
+    "Noise that cannot leave the ball",
+    hints=(
+        "Which smooth function takes any number and gives one between −1 and 1, with both signs? "
+        "Its result is then scaled to the ball.",
+        "torch.tanh runs from −1 to 1 and has a slope everywhere, so the generator learns at every "
+        "pixel. eps stands outside.",
+        "return eps * torch.tanh(raw).",
+    ),
+    inputs=raw_inputs,
+    learns=("raw",),
+    properties=lambda answer: answer(*raw_inputs()[0]),  # its form, where raw has no graph yet
+    otherwise=first_wrong_noise,
+    mistakes={
+        "nothing happened: raw is returned as it came in.": [lambda raw, eps: raw],
+        "beyond the bound clamp has gradient 0, and a pixel that is cut off never comes back. "
+        "Use a smooth function.": [
+            lambda raw, eps: raw.clamp(-eps, eps),
+            lambda raw, eps: eps * raw.clamp(-1, 1),
+            lambda raw, eps: raw.tanh().clamp(-eps, eps),
+        ],
+        "sigmoid runs from 0 to 1, so pixels could only become brighter. "
+        "The noise needs both signs: tanh.": [lambda raw, eps: eps * raw.sigmoid()],
+        "sigmoid runs from 0 to 1, so pixels could only become brighter, and eps is missing. "
+        "Use tanh, times eps.": [lambda raw, eps: raw.sigmoid()],
+        "that stays within ±½, whatever eps is. Use tanh, times eps.": [
+            lambda raw, eps: raw.sigmoid() - 0.5
+        ],
+        "that reaches only ε/2 on either side. tanh runs from −1 to 1.": [
+            lambda raw, eps: eps * (raw.sigmoid() - 0.5)
+        ],
+        "bounded, and with both signs: it is ε · tanh(raw / 2). Here tanh(raw) itself is asked "
+        "for.": [lambda raw, eps: eps * (raw / 2).tanh()],
+        "eps is missing: tanh alone reaches ±1, the whole range of a pixel.": [
+            lambda raw, eps: raw.tanh()
+        ],
+        "eps stands outside: ε · tanh(raw). Then the bound is ε, whatever raw is.": [
+            lambda raw, eps: (eps * raw).tanh()
+        ],
+        "eps is there twice; it stands outside tanh only.": [
+            lambda raw, eps: eps * (eps * raw).tanh()
+        ],
+        "raw / eps inside makes tanh so steep that it is almost a sign. eps stands outside only.": [
+            lambda raw, eps: eps * (raw / eps).tanh()
+        ],
+        "you divide by eps; multiply.": [lambda raw, eps: raw.tanh() / eps],
+        "the sign is turned: a positive raw makes the pixel brighter.": [
+            lambda raw, eps: -eps * raw.tanh()
+        ],
+        "that has no bound: where raw is 4 the pixel moves by 4 ε. Put tanh in between.": [
+            lambda raw, eps: eps * raw
+        ],
+        "the sign stays in the ball, but it is flat: the generator would get no gradient. "
+        "Use tanh.": [lambda raw, eps: eps * raw.sign()],
+        "the largest entry of the batch decides about all images. "
+        "tanh treats every pixel for itself.": [lambda raw, eps: eps * raw / raw.abs().max()],
+        "right for eps = 0.3, but not for eps = 0.05. Is eps written as a number?": [
+            lambda raw, eps: 0.3 * raw.tanh()
+        ],
+    },
+)
+def bounded_noise(raw, eps):
+    return confuse.bounded(raw, eps)
+
+
+NO_GRAPH = (
+    "no graph leads from the loss to these parameters. state_dict() and detach() cut it off, "
+    "and no_grad builds none: take dict(model.named_parameters())."
+)
+SUMMED = (
+    "that is the step on the summed loss, N times too long. "
+    "Take the mean, as the victim's training does."
+)
+
+
+def update_inputs():
+    return [(answers.small_model(), 0.1 + 0.8 * answers.small_images(), torch.arange(6), 0.3)]
+
+
+def finds_parameters(answer):
+    try:
+        answer(*update_inputs()[0])
+    except RuntimeError as error:
+        if "not require grad" not in str(error):
+            raise
+        raise NotYet(NO_GRAPH) from error
+
+
+def first_wrong_parameter(case, got, want):
+    named = sorted(case[0].named_parameters())  # in the order of the rows
+    sizes = [p.numel() for _, p in named]
+    for (name, p), ours, right in zip(named, got.split(sizes), want.split(sizes), strict=True):
+        if not answers.same(ours, right):
+            still = " It has not moved." if answers.same(ours, p.detach().flatten()) else ""
+            what = f"{name} is not p − lr · g after one step on the mean cross-entropy"
+            return f"{what} at x_poisoned.{still}"
+
+
+def update(change, loss=F.cross_entropy, create_graph=True):
+    """A wrong update: ``change(p, g, lr)`` for every parameter."""
+
+    def wrong(model, x, y, lr):
+        params = dict(model.named_parameters())
+        value = loss(model(x), y)
+        slopes = torch.autograd.grad(value, list(params.values()), create_graph=create_graph)
+        pairs = zip(params.items(), slopes, strict=True)
+        return {name: change(p, g, lr) for (name, p), g in pairs}
+
+    return wrong
+
+
+def descended(p, g, lr):
+    return p - lr * g
+
+
+def climbed(p, g, lr):
+    return p + lr * g
+
+
+def own_label(logits, y):
+    return F.cross_entropy(logits, logits.argmax(1))
+
+
+summed = partial(F.cross_entropy, reduction="sum")
+
+
+@exercise(
+    "11",
+    "One step of the victim, kept differentiable",
+    hints=(
+        "The loss is the mean cross-entropy at x_poisoned. Ask for its gradient with respect to "
+        "the parameters, and change no parameter.",
+        "params = dict(model.named_parameters()); torch.autograd.grad(loss, list(params.values()), "
+        "create_graph=True) keeps the way back.",
+        "return {name: p - lr * g for (name, p), g in zip(params.items(), grads)}.",
+    ),
+    inputs=update_inputs,
+    learns=("x_poisoned",),
+    properties=finds_parameters,
+    otherwise=first_wrong_parameter,
+    mistakes={
+        NO_GRAPH: [torch.no_grad()(update(descended))],
+        "the parameters are still where they were: subtract lr times the gradient.": [
+            update(lambda p, g, lr: p)
+        ],
+        "the step goes up: the victim's training descends its loss. Subtract.": [update(climbed)],
+        SUMMED: [update(descended, summed)],
+        f"{SUMMED} And the sign is wrong: subtract.": [update(climbed, summed)],
+        "lr is missing.": [update(lambda p, g, lr: p - g)],
+        "you divide by lr; multiply.": [update(lambda p, g, lr: p - g / lr)],
+        "those are the gradients; return the parameters after the step, p − lr · g.": [
+            update(lambda p, g, lr: g)
+        ],
+        "that is the step alone; add it to the parameters.": [update(lambda p, g, lr: -lr * g)],
+        "that is the step alone; subtract it from the parameters.": [
+            update(lambda p, g, lr: lr * g)
+        ],
+        "that is a step along the sign; "
+        "the victim takes a plain step of SGD, lr times the gradient.": [
+            update(lambda p, g, lr: p - lr * g.sign())
+        ],
+        answers.SOFTMAX_TWICE: [update(descended, answers.softmax_twice)],
+        "the label is the model's own prediction; the victim learns the labels of the data, y.": [
+            update(descended, own_label)
+        ],
+        "the numbers are right, but no gradient reaches x_poisoned, so the generator learns "
+        "nothing. The step needs its own graph: create_graph=True, and no detach() or no_grad.": [
+            update(descended, create_graph=False)
+        ],
+    },
+)
+def pseudo_update(model, x_poisoned, y, lr):
+    return confuse.pseudo_update(model, dict(model.named_parameters()), x_poisoned, y, lr)

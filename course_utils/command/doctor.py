@@ -1,0 +1,298 @@
+"""``course doctor``: says what is wrong with this machine's set-up, and the cure.
+
+Imports at the top only what comes with Python, since everything else may be missing or broken.
+"""
+
+import functools
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+
+from course_utils.command import notebooks
+from course_utils.core import files
+
+FREE_GB = 1.0  # MNIST, weights and outputs take a third of it
+PROBE_SECONDS = 180
+REINSTALL = "pip install -e . -c constraints.txt (in the folder of the course)"
+REINSTALL_TORCH = "pip install --upgrade --force-reinstall torch torchvision -c constraints.txt"
+
+# What a check found, and where: folders, which no committed notebook may show.
+Found = tuple[str, str]
+
+
+class Problem(Exception):
+    """What is wrong, and the cure."""
+
+
+# --- what needs PyTorch, in a process of its own
+
+
+def torch_facts() -> dict:
+    """Versions and GPUs; fails, perhaps with a crash, if torch and torchvision do not fit."""
+    import torch
+    import torchvision
+    from torchvision.ops import nms
+
+    nms(torch.zeros(1, 4), torch.zeros(1), 0.5)
+    gpu = ""
+    if torch.cuda.is_available():
+        gpu = torch.cuda.get_device_name()
+    return {
+        "pair": f"torch {torch.__version__} with torchvision {torchvision.__version__}",
+        "gpu": gpu,
+        "cuda build": torch.version.cuda,
+        "mps": torch.backends.mps.is_available(),
+    }
+
+
+def complete_sets() -> list[str]:
+    """Titles of the data sets that need no download: all files or all archives are intact."""
+    from course_utils.core import download
+
+    root = files.data_dir()
+    sources = map(download.describe, download.DOWNLOAD_SECONDS)
+    return [
+        source.title
+        for source in sources
+        if download.has_all(root, source.files) or download.has_all(root, source.archives)
+    ]
+
+
+def unexpected(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}. Cure: {REINSTALL}"
+
+
+def probe() -> None:
+    """Prints name -> (answer, problem) as JSON. The child process calls this."""
+    answers = {"torch": (torch_facts(), "")}
+    from course_utils.core import runtime
+
+    questions = {"device": runtime.device, "scale": runtime.scale, "sets": complete_sets}
+    for name, ask in questions.items():
+        try:
+            answers[name] = (ask(), "")
+        except ValueError as error:
+            answers[name] = (None, str(error))
+        except Exception as error:
+            answers[name] = (None, unexpected(error))
+    print(json.dumps(answers, default=str))
+
+
+@functools.cache
+def run_probe() -> dict:
+    """The answers of the child process."""
+    code = "from course_utils.command import doctor; doctor.probe()"
+    environment = os.environ | {"PYTHONPATH": notebooks.put_first(files.ROOT, "PYTHONPATH")}
+    try:
+        done = subprocess.run(
+            [sys.executable, "-P", "-c", code],
+            env=environment,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=PROBE_SECONDS,
+        )
+    except subprocess.TimeoutExpired:
+        problem = (
+            f"importing torch took more than {PROBE_SECONDS // 60} minutes. "
+            "Is the disk very slow? Try once more."
+        )
+        return {"torch": (None, problem)}
+    if done.returncode == 0:
+        return json.loads(done.stdout.splitlines()[-1])
+    reason = f"exit status {done.returncode}"
+    if done.stderr.strip():
+        reason = done.stderr.strip().splitlines()[-1]
+    problem = (
+        f"{installed('torch')} and {installed('torchvision')} do not work together ({reason}). "
+        f"Each torchvision belongs to one torch. Cure: {REINSTALL_TORCH}"
+    )
+    return {"torch": (None, problem)}
+
+
+def installed(name: str) -> str:
+    """A package's name and version."""
+    try:
+        return f"{name} {importlib.metadata.version(name)}"
+    except importlib.metadata.PackageNotFoundError:
+        return f"no {name}"
+
+
+def answer(name: str):
+    """One answer of the child process. Raises ``Problem`` if there is none."""
+    value, problem = run_probe().get(name, (None, "unknown until PyTorch works."))
+    if problem:
+        raise Problem(problem)
+    return value
+
+
+# --- checks
+
+
+def python() -> Found:
+    # pip and make refuse an older Python, but a plain copy of the course does not
+    if sys.version_info < (3, 11):  # noqa: UP036
+        raise Problem(
+            f"Python {platform.python_version()} is too old. "
+            "Install 3.11 or newer, and make the environment anew with it."
+        )
+    return platform.python_version(), sys.executable
+
+
+def packages() -> Found:
+    import tomllib
+
+    from packaging.requirements import Requirement
+
+    project = tomllib.loads((files.ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    requirements = project["project"]["dependencies"]
+    wrong = []
+    for requirement in map(Requirement, requirements):
+        name = requirement.name
+        try:
+            version = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            wrong.append(f"{name} is missing")
+            continue
+        if not requirement.specifier.contains(version, prereleases=True):
+            wrong.append(f"{name} is {version}, and the course needs {requirement.specifier}")
+    if wrong:
+        raise Problem(f"{'; '.join(wrong)}. Cure: {REINSTALL}")
+    return f"all {len(requirements)} are there, in versions that fit", ""
+
+
+def torch_pair() -> Found:
+    return answer("torch")["pair"], ""
+
+
+def device() -> Found:
+    chosen = answer("device")
+    facts = answer("torch")
+    if facts["gpu"]:
+        return f"{chosen}; this machine has CUDA ({facts['gpu']})", ""
+    if facts["mps"]:
+        return f"{chosen}; this machine has Apple's MPS", ""
+    if not shutil.which("nvidia-smi"):
+        return f"{chosen}; no GPU, which is fine for the quick scale", ""
+    build = "a build without CUDA"
+    if facts["cuda build"]:
+        build = f"built for CUDA {facts['cuda build']}; a newer driver may cure it"
+    return f"{chosen}; there is an NVIDIA driver, but this PyTorch ({build}) cannot use it", ""
+
+
+def scale() -> Found:
+    return answer("scale"), ""
+
+
+def data() -> Found:
+    found = answer("sets")
+    text = ", ".join(found) or "no data set yet"
+    if "MNIST" not in found:
+        text += (
+            "; MNIST is downloaded when first needed (12 MB), "
+            "and without network the embedded digits stand in"
+        )
+    return text, str(files.data_dir())
+
+
+def widgets() -> Found:
+    import anywidget
+    import ipywidgets
+    import jupyterlab
+
+    found = (
+        f"ipywidgets {ipywidgets.__version__}, anywidget {anywidget.__version__}, "
+        f"JupyterLab {jupyterlab.__version__}"
+    )
+    return found, ""
+
+
+def folders() -> Found:
+    places = {
+        "COURSE_DATA": files.data_dir(),
+        "COURSE_CACHE": files.cache_dir(),
+        "COURSE_STATE": files.state_dir(),
+    }
+    lines = []
+    for variable, place in places.items():
+        try:
+            place.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=place):
+                pass
+        except OSError as error:
+            if variable == "COURSE_DATA" and "MNIST" in answer("sets"):
+                continue  # a classroom's folder, complete and read-only
+            raise Problem(
+                f"{place} cannot be written ({error}). Set {variable} to a folder of your own."
+            ) from error
+        lines.append(f"{variable} is {place}")
+    return "data, cache and progress can be written", ", ".join(lines)
+
+
+def disk() -> Found:
+    place = files.cache_dir()
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free / 1e9
+    if free < FREE_GB:
+        raise Problem(
+            f"{free:.1f} GB are free at {place}; the course needs {FREE_GB:g} GB. "
+            "Make room, or set COURSE_CACHE and COURSE_DATA elsewhere."
+        )
+    return f"{free:.0f} GB free", str(place)
+
+
+def lectures() -> Found:
+    try:
+        return str(len(notebooks.find([]))), str(files.lectures_dir())
+    except ValueError as error:
+        raise Problem(str(error)) from error
+
+
+CHECKS: dict[str, Callable[[], Found]] = {
+    "Python": python,
+    "Packages": packages,
+    "PyTorch": torch_pair,
+    "Device": device,
+    "Scale": scale,
+    "Data": data,
+    "Widgets": widgets,
+    "Folders": folders,
+    "Disk": disk,
+    "Lectures": lectures,
+}
+
+
+def examine(check: Callable[[], Found], where: bool) -> tuple[bool, str]:
+    """Whether a check passes, and what to say about it."""
+    try:
+        text, place = check()
+    except Problem as problem:
+        return False, str(problem)
+    except Exception as error:  # whatever is broken, the other checks still run
+        return False, unexpected(error)
+    if where and place:
+        text += f" ({place})"
+    return True, text
+
+
+def report(*, where: bool = False, say: Callable[[str], None] = print) -> int:
+    """Prints one line per check, with ``where`` the folders too; returns the number of problems."""
+    run_probe.cache_clear()
+    problems = 0
+    for name, check in CHECKS.items():
+        good, text = examine(check, where)
+        if good:
+            say(f"ok       {name}: {text}")
+        else:
+            problems += 1
+            say(f"PROBLEM  {name}: {text}")
+    summary = {0: "Everything is in order", 1: "1 problem found"}
+    say(summary.get(problems, f"{problems} problems found"))
+    return problems

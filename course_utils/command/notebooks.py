@@ -1,0 +1,160 @@
+"""The lectures as files: finds them, reads them, checks them with nbval, writes them.
+
+Imports nbformat and nbconvert only where they are used: they take seconds.
+"""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from course_utils.core import files
+
+if TYPE_CHECKING:
+    from nbformat import NotebookNode
+
+WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
+CELL_SECONDS = {"quick": 1800, "full": 24 * 3600}  # a cell that takes longer hangs
+
+
+def lectures() -> list[Path]:
+    """All lectures, in order."""
+    return sorted(files.lectures_dir().glob("[0-9][0-9]_*.ipynb"))
+
+
+def find(numbers: list[str]) -> list[Path]:
+    """The lectures with these numbers ("3" is "03"); all of them if ``numbers`` is empty.
+
+    Raises ``ValueError`` if there is no such lecture.
+    """
+    known = {path.name[:2]: path for path in lectures()}
+    if not known:
+        raise ValueError(
+            f"there are no lectures in {files.lectures_dir()}; "
+            "clone the whole course, or set COURSE_LECTURES."
+        )
+    wanted = [number.zfill(2) for number in numbers]
+    unknown = [number for number in wanted if number not in known]
+    if unknown:
+        raise ValueError(
+            f"there is no lecture {', '.join(unknown)}; the lectures are {', '.join(known)}."
+        )
+    return [known[number] for number in wanted or known]
+
+
+def title(path: Path) -> str:
+    """The first line of a lecture, without the marks of a heading."""
+    first = json.loads(path.read_text(encoding="utf-8"))["cells"][0]
+    return "".join(first["source"]).splitlines()[0].lstrip("# ")  # stored as lines or as one text
+
+
+def read(path: Path) -> "NotebookNode":
+    """The notebook in ``path``."""
+    import nbformat
+
+    return nbformat.read(path, as_version=4)
+
+
+def write(notebook: "NotebookNode", path: Path) -> None:
+    """Writes ``notebook`` to ``path``."""
+    import nbformat
+
+    files.write_atomic(path, nbformat.writes(notebook) + "\n")
+
+
+def code_cells(notebook: "NotebookNode") -> list["NotebookNode"]:
+    """The code cells, in order."""
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def source_hash(notebook: "NotebookNode") -> str:
+    """Sixteen hex digits that change with any cell's source.
+
+    ``course refresh`` stores them, and a test compares.
+    """
+    sources = [[cell.cell_type, cell.source] for cell in notebook.cells]
+    return hashlib.sha256(json.dumps(sources).encode()).hexdigest()[:16]
+
+
+def claims(notebook: "NotebookNode") -> list[str]:
+    """The lines that ``lecture.claim`` printed: ✔ or ✘, then the claim."""
+    lines = []
+    for cell in code_cells(notebook):
+        for output in cell.outputs:
+            if output.output_type == "stream" and output.name == "stdout":
+                lines += output.text.splitlines()
+    return [line for line in lines if line.startswith(("✔ ", "✘ "))]
+
+
+def put_first(folder: str | Path, variable: str) -> str:
+    """The search path in an environment variable, with ``folder`` before all others."""
+    others = os.environ.get(variable)
+    if not others:
+        return str(folder)
+    return f"{folder}{os.pathsep}{others}"
+
+
+def kernel_environment(state: str | Path, **variables: str) -> dict[str, str]:
+    """The environment of a headless run: ours and ``variables``, with the course importable.
+
+    ``COURSE_STATE`` is ``state``, so that a student's progress is not touched. ``COURSE_RECORD``
+    is set only through ``variables``: nothing is recorded by accident.
+    """
+    environment = dict(os.environ)
+    environment.pop("COURSE_RECORD", None)
+    environment["PYTHONPATH"] = put_first(files.ROOT, "PYTHONPATH")
+    environment["COURSE_STATE"] = str(state)
+    return environment | variables
+
+
+def nbval(
+    path: Path, *, environment: dict[str, str], seconds: float, **options
+) -> subprocess.CompletedProcess:
+    """Runs a notebook under nbval, which compares the cells tagged nbval-check-output: the claims.
+
+    ``seconds`` limits each cell; ``options`` go to ``subprocess.run``. Neither other pytest plugins
+    nor the project's pytest settings apply, because their time limit is meant for tests.
+    """
+    arguments = ["-p", "nbval.plugin", "-p", "no:cacheprovider", "-o", "addopts="]
+    arguments += ["-W", "ignore::pytest.PytestConfigWarning", "--nbval-lax", "--nbval-current-env"]
+    arguments += [f"--nbval-cell-timeout={seconds}"]
+    arguments += [f"--nbval-sanitize-with={files.ROOT / 'tests' / 'nbval_sanitize.cfg'}"]
+    command = [sys.executable, "-m", "pytest", *arguments, str(path)]
+    environment = environment | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    return subprocess.run(command, cwd=files.ROOT, env=environment, **options)
+
+
+def export(notebook: "NotebookNode", path: Path, out: Path) -> None:
+    """Writes the executed notebook and an HTML page into ``out``, both named like ``path``."""
+    from nbconvert import HTMLExporter
+
+    write(notebook, out / path.name)
+    resources = {"metadata": {"name": path.stem}}
+    html, _ = HTMLExporter().from_notebook_node(notebook, resources=resources)
+    files.write_atomic(out / f"{path.stem}.html", html)
+
+
+def tidy(notebook: "NotebookNode") -> None:
+    """Removes what changes from run to run, and stores the hash of the sources."""
+    notebook.metadata.pop("widgets", None)
+    notebook.metadata["kernelspec"] = {
+        "display_name": "Python 3",
+        "language": "python",
+        "name": "python3",
+    }
+    notebook.metadata["language_info"] = {
+        "name": "python",
+        "file_extension": ".py",
+        "mimetype": "text/x-python",
+        "pygments_lexer": "ipython3",
+    }
+    notebook.metadata["course"] = {"hash": source_hash(notebook)}
+    for cell in code_cells(notebook):
+        cell.metadata.pop("execution", None)
+        # a widget without its state shows an error, and a static figure follows it
+        cell.outputs = [
+            output for output in cell.outputs if WIDGET_VIEW not in output.get("data", {})
+        ]

@@ -1,0 +1,89 @@
+"""What the command prints: colours and a live line on a terminal, plain lines elsewhere."""
+
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+from rich import box
+from rich.console import Console
+from rich.highlighter import RegexHighlighter
+from rich.progress import BarColumn, Progress, SpinnerColumn, Task, TextColumn
+from rich.table import Table
+
+PLAIN_SECONDS = 10  # without a terminal: seconds between two lines of progress
+PIPE_COLUMNS = 10_000  # a pipe or file has no width, so nothing is cut
+
+
+class Marks(RegexHighlighter):
+    """Colours the words that say whether something is good. The groups' names are rich's styles."""
+
+    highlights = ["(?P<green>^ok |✔)", "(?P<red>^(course:|PROBLEM)|FAILED|✘)"]
+
+
+def console(*, error: bool = False) -> Console:
+    """A console on standard output, or on standard error, that prints text as it is."""
+    stream = sys.stderr if error else sys.stdout
+    width = None if stream.isatty() else PIPE_COLUMNS
+    return Console(stderr=error, width=width, highlighter=Marks(), markup=False, emoji=False)
+
+
+def say(text: str, *, error: bool = False) -> None:
+    """Prints ``text``. Long lines are not broken, so that they can be copied."""
+    console(error=error).print(text, soft_wrap=True)
+
+
+def show_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Prints a table: the first column to the left, the others to the right."""
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, highlight=True)
+    table.add_column(head[0], overflow="fold")
+    for title in head[1:]:
+        table.add_column(title, justify="right", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    console().print("", table, sep="\n")
+
+
+@contextmanager
+def progress(name: str) -> Iterator[Callable[[int, int], None]]:
+    """Shows which cell of the lecture ``name`` is running, and the seconds so far.
+
+    Yields ``cell(number, total)``, to be called before each cell. A terminal shows one line that
+    disappears at the end; elsewhere a line is printed every ``PLAIN_SECONDS``.
+    """
+    screen = console()
+    live = screen.is_interactive and sys.stdout.isatty()  # FORCE_COLOR makes no terminal of a log
+    text = TextColumn("{task.description}, {task.elapsed:.0f} s", markup=False)
+    columns = (SpinnerColumn(), BarColumn(bar_width=20), text)
+    with Progress(
+        *columns, console=screen, transient=True, refresh_per_second=4, disable=not live
+    ) as bars:
+        task_id = bars.add_task(f"{name}: starting", total=None)
+
+        def cell(number: int, total: int) -> None:
+            description = f"{name}: cell {number} of {total}"
+            bars.update(task_id, description=description, completed=number - 1, total=total)
+
+        if live:
+            yield cell
+        else:
+            with plain_lines(bars.tasks[0]):
+                yield cell
+
+
+@contextmanager
+def plain_lines(task: Task) -> Iterator[None]:
+    """Prints a line about ``task`` every ``PLAIN_SECONDS``."""
+    done = threading.Event()
+
+    def report() -> None:
+        while not done.wait(PLAIN_SECONDS):
+            say(f"{task.description}, {task.elapsed:.0f} s")
+
+    thread = threading.Thread(target=report, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()

@@ -1,0 +1,1 @@
+"""The ground: inputs, geometry, images, networks, training and its cache."""

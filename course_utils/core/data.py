@@ -1,0 +1,172 @@
+"""Images to attack: MNIST, CIFAR-10, SVHN, a folder of your own, and digits without a network.
+
+A lecture needs ``train, test = load()`` alone. It looks in the data directory, then downloads
+through torchvision, in a bounded time. If neither gives MNIST, it prints a notice and returns the
+**embedded digits**, so that a lecture always runs.
+"""
+
+import textwrap
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+
+from course_utils.core import digits, download
+from course_utils.core.download import DataUnavailable, Source, forget_failed_downloads
+from course_utils.core.images import DIGITS, Images
+
+__all__ = ["DataUnavailable", "Images", "forget_failed_downloads", "load", "load_folder"]
+
+
+def load(name: str = "mnist", *, device: torch.device | str | None = None) -> tuple[Images, Images]:
+    """Returns ``(train, test)`` of a data set, on ``device`` (default: the CPU).
+
+    - ``"mnist"``: 60,000 + 10,000 digits 1×28×28 (LeCun et al. 1998), from the data directory or by
+      download, else the embedded digits under a notice; ``train.source`` says which.
+    - ``"cifar10"``: 50,000 + 10,000 photos 3×32×32 (Krizhevsky 2009); ``"svhn"``: 73,257 + 26,032
+      house numbers 3×32×32 (Netzer et al. 2011). Nothing replaces these two.
+    - ``"digits"``: the embedded digits, 10,059 + 360 of 1×28×28, made from the 1,797 of
+      scikit-learn.
+
+    Raises:
+        ValueError: another name.
+        DataUnavailable: CIFAR-10 or SVHN is missing and cannot be downloaded.
+    """
+    if name not in (*download.DOWNLOAD_SECONDS, "digits"):
+        raise ValueError(
+            f"name is {name!r}; choose mnist, cifar10, svhn or digits, "
+            "or load_folder(path) for your own."
+        )
+    try:
+        train, test = digits.embedded() if name == "digits" else official(name)
+    except DataUnavailable as error:
+        if name != "mnist":
+            raise
+        print_notice(str(error))
+        train, test = digits.embedded()
+    if device is None:
+        return train, test
+    return train.to(device), test.to(device)
+
+
+def official(name: str) -> tuple[Images, Images]:
+    """Returns ``(train, test)`` of a data set that torchvision knows."""
+    if name == "svhn" and find_spec("scipy") is None:
+        raise DataUnavailable(
+            "SVHN's files are read with scipy, which is missing. Install it: pip install scipy"
+        )
+    source = download.describe(name)
+    root = download.prepare(source)
+    train, test = (read(source, source.kind(root, **half)) for half in source.halves)
+    return train, test
+
+
+def read(source: Source, half) -> Images:
+    """Returns one of torchvision's data sets as images."""
+    x = torch.as_tensor(half.data)
+    y = torch.as_tensor(half.labels if source.name == "svhn" else half.targets)
+    classes = DIGITS
+    if source.name == "mnist":
+        x = x[:, None]  # from (N, H, W)
+    elif source.name == "cifar10":
+        x = x.permute(0, 3, 1, 2)  # from (N, H, W, C)
+        classes = tuple(half.classes)
+    return Images(x.contiguous().float().div_(255), y, classes, source.title)
+
+
+def print_notice(reason: str) -> None:
+    """Prints in a frame that the embedded digits replace MNIST, and why."""
+    title = (
+        "NOT MNIST: this run uses the EMBEDDED DIGITS, "
+        "1,797 real handwritten digits that ship with scikit-learn."
+    )
+    end = (
+        "The lecture works all the same. Its numbers differ from those on MNIST; "
+        "its figures name the data they show."
+    )
+    wrap = textwrap.TextWrapper(100, break_long_words=False, break_on_hyphens=False).wrap
+    lines = ["=" * 104]
+    for part in (title, "", *reason.splitlines(), "", end):
+        lines += [f"| {line}" for line in wrap(part) or [""]]
+    print("\n".join([*lines, "=" * 104]), flush=True)
+
+
+def load_folder(
+    path: str | Path, *, size: int | tuple[int, int] | None = None, grayscale: bool = False
+) -> Images:
+    """Returns your own images: ``path/<class>/*.png`` (or jpg, bmp, ...), one folder per class.
+
+    ``size`` resizes to ``size``×``size`` or (height, width) pixels; without it all images must have
+    the same size. x is (N, 3, H, W), or (N, 1, H, W) with ``grayscale``.
+
+    Raises:
+        ValueError: names the folder or the file, and the cure.
+    """
+    path = Path(path).expanduser().resolve()
+    shape = height_and_width(size)
+    classes, samples = find_images(path)
+    tensors = []
+    for file, _ in samples:
+        image = read_image(file, shape, grayscale)
+        tensors.append(image)
+        if image.shape != tensors[0].shape:
+            _, h, w = image.shape
+            _, h0, w0 = tensors[0].shape
+            raise ValueError(
+                f"{file} is {h}×{w}, but the first image is {h0}×{w0}; "
+                "choose one size, as in size=32."
+            )
+    x = torch.stack(tensors).float() / 255
+    y = torch.tensor([label for _, label in samples])
+    return Images(x, y, tuple(classes), f"folder {path.name}")
+
+
+def height_and_width(size: int | tuple[int, int] | None) -> tuple[int, int] | None:
+    if size is None:
+        return None
+    height, width = size if isinstance(size, tuple) else (size, size)
+    if not (isinstance(height, int) and isinstance(width, int) and min(height, width) > 0):
+        raise ValueError(
+            f"size is {size!r}; give the side in pixels, such as size=28, or (height, width)."
+        )
+    return height, width
+
+
+def find_images(path: Path) -> tuple[list[str], list[tuple[str, int]]]:
+    """Returns the classes in ``path`` and each image as ``(file, label)``."""
+    from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
+
+    if not path.is_dir():
+        raise ValueError(
+            f"path is {path}, which is no folder; give one that holds a folder of images per class."
+        )
+    folders = [inner.name for inner in path.iterdir() if inner.is_dir()]
+    # Jupyter makes .ipynb_checkpoints in any folder: no class
+    classes = sorted(name for name in folders if not name.startswith("."))
+    labels = {name: label for label, name in enumerate(classes)}
+    try:
+        return classes, make_dataset(path, labels, IMG_EXTENSIONS)
+    except (FileNotFoundError, ValueError) as error:  # a class without images; no class at all
+        raise ValueError(
+            f"path is {path}, but images must lie in one folder per class, "
+            f"such as {path / 'cat' / '1.png'}, and every class needs at least one. "
+            f"Make those folders, or give the folder above them. ({error})"
+        ) from error
+
+
+def read_image(file: str, shape: tuple[int, int] | None, grayscale: bool) -> torch.Tensor:
+    """Returns an image file as uint8 (C, H, W), resized to ``shape`` if given."""
+    from PIL import Image
+    from torchvision.transforms.functional import pil_to_tensor
+
+    try:
+        with Image.open(file) as image:
+            image = image.convert("L" if grayscale else "RGB")
+            if shape:
+                height, width = shape
+                image = image.resize((width, height))
+            return pil_to_tensor(image)
+    except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises on damaged files
+        raise ValueError(
+            f"{file} cannot be read as an image ({error}); replace or remove it."
+        ) from error

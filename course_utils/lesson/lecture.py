@@ -1,0 +1,37 @@
+"""What every lecture calls: ``setup`` first, ``claim`` at the end."""
+
+import torch
+
+from course_utils.core import runtime
+from course_utils.lesson import plots
+
+
+def setup() -> torch.device:
+    """Seeds PyTorch, sets the plot style, prints scale and device, and returns the device."""
+    torch.manual_seed(0)
+    plots.style()
+    versions = runtime.versions()
+    print(
+        f"{runtime.scale()} scale on {runtime.device_name()}; "
+        f"Python {versions['python']}, PyTorch {versions['torch']}"
+    )
+    return runtime.device()
+
+
+def claim(text: str, holds: bool, *, recorded: bool = False) -> None:
+    """Prints ``✔ text`` when the claim holds and ``✘ text`` when it does not.
+
+    ``recorded`` says that it was judged on the recorded full run. It never raises: a lecture runs
+    to its end. ``course run`` counts the marks and nbval compares them, so that a false claim still
+    fails the build. The text must not hold numbers that depend on hardware, scale or data set.
+    """
+    mark = "✔" if holds else "✘"
+    print(f"{mark} {text}{' (recorded)' if recorded else ''}", flush=True)
+
+
+def clearly_more(a: float, b: float, n: int) -> bool:
+    """Returns whether share ``a`` exceeds ``b`` by three standard errors of their difference.
+
+    Each share was measured on ``n`` images.
+    """
+    return bool(a - b > 3 * ((a * (1 - a) + b * (1 - b)) / n) ** 0.5)

@@ -1,0 +1,213 @@
+"""Drawing: one style, readable from the last row, safe for colour-blind eyes, with a text.
+
+``subplots`` makes a figure, ``show(fig, alt, data)`` shows it. Pyplot and its global state are not
+used.
+"""
+
+import io
+import math
+from collections.abc import Mapping, Sequence
+
+import matplotlib
+import matplotlib.ticker
+import torch
+from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
+from matplotlib.textpath import TextPath
+from torch import Tensor
+
+# Okabe and Ito's palette: the colours differ for every common form of colour blindness.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+RIGHT = COLOURS[0]
+WRONG = COLOURS[1]
+PAD = 0.04  # inches around an image in a grid
+
+
+def style() -> None:
+    """Sets the course's matplotlib style. Called by ``lecture.setup``."""
+    matplotlib.rcParams.update(
+        {
+            "font.size": 13,
+            "axes.titlesize": 14,
+            "axes.labelsize": 13,
+            "legend.fontsize": 12,
+            "xtick.labelsize": 12,
+            "ytick.labelsize": 12,
+            "lines.linewidth": 2.2,
+            "lines.markersize": 6,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.grid": True,
+            "axes.axisbelow": True,
+            "grid.alpha": 0.3,
+            "axes.prop_cycle": matplotlib.cycler(color=COLOURS, marker=MARKERS),
+            "figure.dpi": 100,
+            "savefig.dpi": 100,
+        }
+    )
+
+
+def subplots(rows: int = 1, columns: int = 1, *, width: float = 9, height: float = 4, **keywords):
+    """Returns a figure of ``width`` × ``height`` inches and its axes; no label is cut.
+
+    ``keywords`` as in ``Figure.subplots``.
+    """
+    fig = Figure(figsize=(width, height), layout="constrained")
+    return fig, fig.subplots(rows, columns, **keywords)
+
+
+def to_png(fig: Figure) -> bytes:
+    """Returns the figure as PNG, for widgets."""
+    buffer = io.BytesIO()
+    fig.savefig(buffer, format="png")
+    return buffer.getvalue()
+
+
+def show(fig: Figure, alt: str, data: str) -> None:
+    """Shows ``fig`` in the notebook, with the name of the data set below it.
+
+    ``alt`` is the alternative text: what one sees in the figure.
+    """
+    from IPython.display import Image, display
+
+    fig.set_figheight(fig.get_figheight() + 0.25)  # a line of its own for the name
+    fig.supxlabel(f"data: {data}", x=0.995, ha="right", fontsize=11, color="0.35")
+    fig.draw_without_rendering()  # the first of two layout passes cuts titles of three lines
+    display(Image(data=to_png(fig), format="png", alt=f"{alt} Data: {data}."))
+
+
+def draw_image(
+    ax,
+    image: Tensor,
+    title: str = "",
+    *,
+    signed: bool = False,
+    limit: float | None = None,
+    colour: str = "black",
+) -> None:
+    """Draws one image (C, H, W) in [0,1] without axes.
+
+    ``signed`` draws a perturbation: blue for down, red for up, white for zero; the colours end at
+    ±``limit`` (default: the largest change).
+    """
+    image = image.detach().cpu().numpy()
+    if signed:
+        limit = limit or float(abs(image).max()) or 1.0
+        ax.imshow(image.mean(0), cmap="RdBu_r", vmin=-limit, vmax=limit)
+    elif image.shape[0] == 3:
+        ax.imshow(image.clip(0, 1).transpose(1, 2, 0))
+    else:
+        ax.imshow(image[0], cmap="gray", vmin=0, vmax=1)
+    ax.set_title(title, color=colour)
+    ax.set(xticks=[], yticks=[])
+    ax.grid(False)
+    ax.spines[:].set_visible(False)
+
+
+def text_width(text: str, size: str) -> float:
+    """Returns the inches of the longest line of ``text`` in the font size of an rcParam."""
+    font = FontProperties(size=matplotlib.rcParams[size])
+    lines = [line for line in text.split("\n") if line.strip()]
+    return max(
+        (TextPath((0, 0), line, prop=font).get_extents().width / 72 for line in lines), default=0
+    )
+
+
+def images(
+    x: Tensor,
+    titles: Sequence[str] = (),
+    *,
+    columns: int = 10,
+    title: str = "",
+    signed: bool = False,
+    colours: Sequence[str] = (),
+    size: float = 1.15,
+) -> Figure:
+    """Returns a grid of images (N, C, H, W), each ``size`` inches wide and under its title.
+
+    ``signed`` is for perturbations, all on one scale. ``titles`` and ``colours`` (of the titles)
+    may be fewer than the images.
+    """
+    columns = min(columns, len(x))
+    rows = math.ceil(len(x) / columns)
+    # no title is cut, nor does it run into the next
+    cell = max([size, *(text_width(text, "axes.titlesize") for text in titles)]) + 2 * PAD
+    row = size * x.shape[2] / x.shape[3] + title_height(titles) + 2 * PAD
+    width = max(columns * cell, 4, text_width(title, "figure.titlesize") + 0.3)
+    height = rows * row + (0.35 if title else 0)
+    fig, axes = subplots(rows, columns, width=width, height=height, squeeze=False)
+    fig.get_layout_engine().set(w_pad=PAD, h_pad=PAD, wspace=0, hspace=0)
+    limit = float(x.abs().max()) or 1.0
+    for i, ax in enumerate(axes.flat):
+        if i >= len(x):
+            ax.set_axis_off()
+            continue
+        text = titles[i] if i < len(titles) else ""
+        colour = colours[i] if i < len(colours) else "black"
+        draw_image(ax, x[i], text, signed=signed, limit=limit, colour=colour)
+    if title:
+        fig.suptitle(title)
+    return fig
+
+
+def title_height(titles: Sequence[str]) -> float:
+    """Returns the inches that the title with most lines needs."""
+    lines = max((text.count("\n") + 1 for text in titles), default=0)
+    if lines == 0:
+        return 0
+    font = FontProperties(size=matplotlib.rcParams["axes.titlesize"])
+    return lines * (font.get_size_in_points() * 1.4 / 72) + 0.03
+
+
+def probabilities(
+    ax, p: Tensor, classes: Sequence[str], *, mark: int | None = None, title: str = ""
+) -> None:
+    """Draws one probability vector (K,) as bars, the largest in blue.
+
+    Class ``mark``, such as the true one, is outlined in orange.
+    """
+    p = p.detach().cpu().numpy()
+    bars = ax.bar(range(len(p)), p, color=["0.7"] * len(p))
+    bars[int(p.argmax())].set_color(RIGHT)
+    if mark is not None:
+        bars[mark].set_edgecolor(WRONG)
+        bars[mark].set_linewidth(3)
+    # in the title, because a label beside the axis would cover a picture to its left
+    label = f"probability\n{title}" if title else "probability"
+    ax.set(xticks=range(len(p)), ylim=(0, 1.05), title=label)
+    if max(map(len, classes)) < 3:
+        ax.set_xticklabels(classes)
+    else:
+        ax.set_xticklabels(classes, rotation=60, ha="right", rotation_mode="anchor")
+    ax.grid(axis="x", visible=False)
+
+
+def curves(
+    ax,
+    x: Sequence[float],
+    lines: Mapping[str, Sequence],
+    *,
+    xlabel: str,
+    ylabel: str,
+    title: str = "",
+    percent: bool = False,
+) -> None:
+    """Draws named curves over ``x``.
+
+    A curve of shape (seeds, points) becomes its mean with a band of one standard deviation.
+    """
+    for name, values in lines.items():
+        values = torch.as_tensor(values, dtype=torch.float64).cpu().numpy()
+        middle = values if values.ndim == 1 else values.mean(0)
+        every = max(1, len(middle) // 15)  # more markers would hide the line
+        (line,) = ax.plot(x, middle, label=name, markevery=every)
+        if values.ndim == 2 and len(values) > 1:
+            spread = values.std(0, ddof=1)
+            band = {"color": line.get_color(), "alpha": 0.2, "linewidth": 0}
+            ax.fill_between(x, middle - spread, middle + spread, **band)
+    ax.set(xlabel=xlabel, ylabel=ylabel, title=title)
+    if percent:
+        ax.yaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1.0))
+    if len(lines) > 1:
+        ax.legend()

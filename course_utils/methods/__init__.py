@@ -1,0 +1,1 @@
+"""Attacks, defences, poisons and mutual information."""

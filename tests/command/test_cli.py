@@ -1,0 +1,339 @@
+"""The ``course`` command, on small notebooks made for the purpose."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from types import SimpleNamespace
+
+import nbformat
+import pytest
+
+from course_utils.command import cli, lab, notebooks, slides
+from course_utils.core import data, files, runtime
+from course_utils.lesson import results
+
+CLAIM = "from course_utils.lesson.lecture import claim\n"
+GOOD = ['print("hello")', f'{CLAIM}claim("One", True)\nclaim("Two", True, recorded=True)']
+COMMAND = [sys.executable, "-m", "course_utils.command.cli"]
+posix_only = pytest.mark.skipif(sys.platform == "win32", reason="Windows stops otherwise")
+
+
+def has_row(told, *cells):
+    return re.search(f"^{' +'.join(cells)}$", told, re.M)
+
+
+def stored_text(path):
+    return notebooks.read(path).cells[1].outputs[0].text
+
+
+def cli_in_child(*arguments, **environment):
+    options = {"cwd": files.ROOT, "capture_output": True, "text": True}
+    return subprocess.run([*COMMAND, *arguments], env=os.environ | environment, **options)
+
+
+@pytest.fixture
+def good(lecture):
+    """A lecture 03 without fault."""
+    return lecture("03", *GOOD)
+
+
+@pytest.fixture
+def tables(tmp_path, monkeypatch, env):
+    """A papers.json with one table, and an empty results folder."""
+    row = {"key": "a", "label": "A", "paper": 1.0}
+    spec = {"03-one": {"title": "A table", "source": "A paper", "rows": [row]}}
+    (tmp_path / "papers.json").write_text(json.dumps(spec))
+    monkeypatch.setattr(results, "PAPERS", tmp_path / "papers.json")
+    env(RESULTS=tmp_path / "results")
+    return tmp_path / "results"
+
+
+# --- run
+
+
+def test_run_executes_counts_claims_and_writes_pages(good, lecture, course, tmp_path):
+    before = good.read_bytes()
+    beginning, inside = "✔ at the beginning of ✘ a line counts", "x ✔ nothing here"
+    lecture("04", f"print({beginning!r})\nprint({inside!r})", f'{CLAIM}claim("Three", 1 == 1)')
+    told = course("run")
+    assert has_row(told, "lecture", "time", "claims")
+    for stem, kept in (("03_tiny", "2 of 2"), ("04_tiny", "2 of 2"), ("all", "4 of 4")):
+        assert has_row(told, stem, r"\d+ s", f"{kept} kept")
+    out = tmp_path / "out"
+    assert told.endswith(f"\nquick scale; notebooks and pages to read in {out}\n")
+    assert "hello" in (out / "03_tiny.html").read_text(encoding="utf-8")
+    assert stored_text(out / "03_tiny.ipynb") == "hello\n"
+    assert good.read_bytes() == before
+
+
+def test_run_takes_numbers(good, lecture, course, tmp_path):
+    lecture("04", *GOOD)
+    told = course("run", "4")
+    assert "04_tiny" in told and "03_tiny" not in told
+    assert not (tmp_path / "out" / "03_tiny.ipynb").exists()
+
+
+def test_run_goes_on_after_a_failing_cell_and_says_where_it_was(lecture, course, tmp_path):
+    lecture("03", "x = 1", "# first line\ny = [][x]\n", 'print("never")')
+    lecture("04", *GOOD)
+    told = course("run", status=1)
+    error = "IndexError: list index out of range\n"
+    assert "03_tiny: FAILED, " in told and "\n04_tiny: ran, " in told
+    assert "\n  code cell 2 of 3 fails:\n      | # first line\n" in told
+    assert f"\n      {error}" in told and f"\n03_tiny FAILED: {error}" in told
+    assert has_row(told, "03_tiny", ".* 0 of 0 kept, FAILED")
+    assert has_row(told, "04_tiny", ".* 2 of 2 kept")
+    (error,) = notebooks.read(tmp_path / "out" / "03_tiny.ipynb").cells[2].outputs
+    assert error.ename == "IndexError"
+
+
+def test_run_fails_on_a_broken_claim(lecture, course):
+    lecture("03", f'{CLAIM}claim("One", True)\nclaim("The moon is [red]cheese[/] :moon:", False)')
+    told = course("run", status=1)
+    assert "1 of 2 kept" in told
+    assert "\n✘ The moon is [red]cheese[/] :moon:  (03_tiny)\n" in told
+
+
+def test_run_shows_no_stored_outputs_of_cells_that_did_not_run(lecture, course):
+    path = lecture("03", "1 / 0", f'{CLAIM}claim("One", True)')
+    stored = notebooks.read(path)
+    stored.cells[2].outputs = [nbformat.v4.new_output("stream", text="✔ One\n")]
+    nbformat.write(stored, path)
+    assert "0 of 0 kept, FAILED" in course("run", status=1)
+
+
+def test_run_fails_on_an_error_inside_a_widget(lecture, course):
+    source = "import ipywidgets\nfrom course_utils.lesson.widgets import explorer\n"
+    lecture("04", f"{source}explorer(lambda a: 1 / 0, a=ipywidgets.IntSlider())")
+    shown = "This picture could not be drawn. ZeroDivisionError: division by zero"
+    assert f"04_tiny FAILED: a widget shows: {shown}" in course("run", status=1)
+
+
+def test_run_uses_this_interpreter_and_the_lectures_folder(lecture, course, tmp_path, monkeypatch):
+    """Also where the user has registered another Python under the same name."""
+    kernel = tmp_path / "jupyter" / "kernels" / "python3"
+    kernel.mkdir(parents=True)
+    spec = {"argv": ["/nowhere/python", "{connection_file}"], "display_name": "Another"}
+    (kernel / "kernel.json").write_text(json.dumps(spec | {"language": "python"}))
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
+    monkeypatch.setenv("COURSE_RECORD", "1")  # recording is asked for by --record alone
+    names = ("COURSE_SCALE", "COURSE_RECORD", "COURSE_STATE")
+    values = f"[sys.executable, os.getcwd(), *map(os.environ.get, {names})]"
+    lecture("03", f"import os, sys\nprint({values})")
+    course("run")
+    told = eval(stored_text(tmp_path / "out" / "03_tiny.ipynb"))
+    assert told[:4] == [sys.executable, str(tmp_path / "lectures"), "quick", None]
+    assert told[4] != os.environ["COURSE_STATE"]  # a student's progress is not touched
+
+
+@posix_only
+def test_ctrl_c_stops_the_whole_run(lecture, tmp_path):
+    lecture("03", "import time\nopen('started', 'w').close()\ntime.sleep(60)")
+    lecture("04", "open('next', 'w').close()")
+    command, folder = [*COMMAND, "run", "--out", str(tmp_path / "out")], tmp_path / "lectures"
+    child = subprocess.Popen(command, cwd=files.ROOT, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not (folder / "started").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    child.send_signal(signal.SIGINT)
+    assert child.communicate(timeout=30)[1].strip().endswith("stopped")
+    assert child.returncode == 130 and not (folder / "next").exists()
+
+
+def test_record_needs_the_full_scale(good, course):
+    for arguments in (["--record"], ["--record", "--scale", "quick"]):
+        told = course("run", *arguments, status=2)
+        assert "Add --scale full" in told and "03_tiny" not in told
+
+
+def test_record_at_full_scale_writes_the_page(lecture, course, tables):
+    names = ("COURSE_RECORD", "COURSE_SCALE")
+    lecture("03", f'import os\nassert [*map(os.environ.get, {names})] == ["1", "full"]')
+    assert "full scale" in course("run", "--scale", "full", "--record")
+    assert (tables / "README.md").read_text(encoding="utf-8") == results.page()
+
+
+def test_what_makes_no_sense_is_refused(lecture, course):
+    assert course("run", status=2).startswith("course: there are no lectures in")
+    lecture("03", *GOOD)
+    for command in ("run", "present"):
+        assert "no lecture 07; the lectures are 03" in course(command, "07", status=2)
+    for wrong in (["run", "--sclae", "full"], ["run", "--scale", "medium"], ["nothing"]):
+        course(*wrong, status=2)
+
+
+def test_a_stream_that_does_not_know_a_character_gets_another(good):
+    done = cli_in_child("run", "✘", PYTHONIOENCODING="ascii")
+    assert done.returncode == 2 and "there is no lecture 0?; the lectures are 03" in done.stderr
+
+
+# --- speed
+
+
+def test_list(good, lecture, course):
+    lecture("00")
+    assert course("list") == "00 · Tiny\n03 · Tiny\n"
+
+
+@posix_only
+@pytest.mark.parametrize("argument", ["list", "--help"])
+def test_list_and_help_are_quick(argument):
+    """Processor time, as a busy machine has little to give; a quarter of a second is usual."""
+    import resource
+
+    seconds = []
+    for _ in range(3):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
+        assert cli_in_child(argument).returncode == 0
+        seconds.append(resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before)
+    assert min(seconds) < 0.5
+
+
+@pytest.mark.parametrize("argument", ["list", "--help"])
+def test_list_and_help_import_nothing_heavy(argument):
+    heavy = {"torch", "numpy", "nbclient", "nbconvert", "nbformat", "rich"}
+    code = f"""
+import sys
+from course_utils.command import cli
+try:
+    cli.main(["{argument}"])
+finally:
+    print({heavy} & sys.modules.keys())"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=files.ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines()[-1] == "set()"
+
+
+# --- refresh
+
+
+@pytest.fixture
+def mnist(monkeypatch):
+    monkeypatch.setattr(data, "load", lambda name: [SimpleNamespace(source="MNIST")])
+
+
+def test_refresh_stores_outputs_and_hash_and_nothing_that_changes(lecture, course, mnist):
+    path = lecture("03", "import ipywidgets\nipywidgets.IntSlider()", *GOOD)
+    told = course("refresh")
+    assert f"\ngood lectures were written to {path.parent}; the others are unchanged\n" in told
+    once = path.read_bytes()
+    stored = notebooks.read(path)
+    assert stored.metadata["course"]["hash"] == notebooks.source_hash(stored)
+    assert "widgets" not in stored.metadata and stored.cells[1].outputs == []
+    assert all("execution" not in cell.metadata for cell in stored.cells)
+    assert stored.metadata["language_info"].get("version") is None
+    assert notebooks.claims(stored) == ["✔ One", "✔ Two (recorded)"]
+    course("refresh")
+    assert path.read_bytes() == once
+    stored.cells[2].source += "\n"
+    assert stored.metadata["course"]["hash"] != notebooks.source_hash(stored)
+
+
+def test_refresh_takes_quick_scale_cpu_and_an_empty_cache(lecture, course, mnist, env):
+    env(SCALE="full")
+    names = ("COURSE_SCALE", "COURSE_DEVICE")
+    empty = "os.path.exists(os.environ['COURSE_CACHE'])"
+    path = lecture("03", f"import os\nprint(*map(os.environ.get, {names}), {empty})")
+    course("refresh")
+    assert stored_text(path) == "quick cpu False\n"
+
+
+@pytest.mark.parametrize("source", ["1 / 0", f'{CLAIM}claim("One", False)'])
+def test_refresh_keeps_what_is_committed_when_the_lecture_fails(lecture, course, mnist, source):
+    path = lecture("03", source)
+    before = path.read_bytes()
+    course("refresh", status=1)
+    assert path.read_bytes() == before
+
+
+def test_refresh_refuses_the_embedded_digits(good, course, monkeypatch):
+    before = good.read_bytes()
+    monkeypatch.setattr(data, "load", lambda name: [SimpleNamespace(source="embedded digits")])
+    assert "there is only embedded digits" in course("refresh", status=2)
+    assert good.read_bytes() == before
+
+
+# --- results
+
+
+def test_results_writes_and_checks_the_page(course, tables):
+    course("results", "--check", status=1)
+    page = tables / "README.md"
+    assert course("results") == f"wrote {page}\n"
+    assert course("results", "--check") == f"{page} is up to date\n"
+    page.write_text("edited by hand")
+    stale = f"{page} is stale; run `course results`\n"
+    assert course("results", "--check", status=1) == stale
+    assert page.read_text() == "edited by hand"
+
+
+# --- test-gpu
+
+
+def test_gpu_test_at_quick_scale_on_the_cpu(good, lecture, course, mnist, env):
+    env(SCALE="quick", DEVICE="cpu")
+    lecture("04", f'{CLAIM}claim("One", True)')
+    course("refresh")
+    told = course("test-gpu")
+    assert "cpu, NOT on CUDA" in told and ", full" not in told
+    assert has_row(told, "03_tiny, quick", r"\d+ s", "passed")
+    path = lecture("04", f'{CLAIM}claim("One", False)')
+    stored = notebooks.read(path)
+    outputs = [nbformat.v4.new_output("stream", text="✔ One\n")]
+    stored.cells[1].update(execution_count=1, outputs=outputs)
+    stored.cells[1].metadata["tags"] = ["nbval-check-output"]
+    nbformat.write(stored, path)
+    told = course("test-gpu", status=1)
+    assert has_row(told, "04_tiny, quick", r"\d+ s", "FAILED")
+    assert has_row(told, "03_tiny.*passed")
+    assert told.endswith("1 of 2 lectures failed on cpu, NOT on CUDA\n")
+
+
+def test_gpu_test_runs_quick_first_then_full(good, lecture, course, monkeypatch, tables, env):
+    """With nbval replaced by a list of what it was asked to do."""
+    env(DEVICE="cpu")
+    lecture("04", *GOOD)
+    names = ("COURSE_SCALE", "COURSE_RECORD", "COURSE_DEVICE")
+    asked = []
+
+    def fake(path, environment, seconds):
+        asked.append((path.stem, seconds, *map(environment.get, names)))
+        return SimpleNamespace(returncode=int(path.stem == "04_tiny"))
+
+    monkeypatch.setattr(notebooks, "nbval", fake)
+    told = course("test-gpu", "--record", status=1)
+    quick = [(stem, 1800, "quick", None, "cpu") for stem in ("03_tiny", "04_tiny")]
+    assert asked == [*quick, ("03_tiny", 86400, "full", "1", "cpu")]
+    assert has_row(told, "04_tiny, full", "–", "left out")
+    assert "1 of 2 lectures failed" in told and (tables / "README.md").exists()
+
+
+def test_gpu_test_does_not_pass_on_the_cpu_unasked(good, course, monkeypatch, env):
+    monkeypatch.setattr(runtime.torch.cuda, "is_available", lambda: False)
+    told = course("test-gpu", status=2)
+    assert "has no CUDA" in told and "COURSE_SCALE=quick" in told
+    env(SCALE="quick")
+    assert "--record" in course("test-gpu", "--record", status=2)
+
+
+@pytest.mark.parametrize("name", ["nbval", "rich"])
+def test_gpu_test_names_what_the_interpreter_lacks(course, monkeypatch, name):
+    monkeypatch.setattr(cli, "find_spec", lambda asked: None if asked == name else object())
+    monkeypatch.setitem(sys.modules, "course_utils.command.screen", None)
+    assert f"{sys.executable} lacks {name}; install" in course("test-gpu", status=2)
+
+
+# --- lab and present
+
+
+def test_lab_and_present_pass_on_what_they_do_not_know(monkeypatch, course):
+    asked = []
+    monkeypatch.setattr(lab, "lab", lambda rest: asked.append(rest) or 0)
+    monkeypatch.setattr(slides, "present", lambda number, rest: asked.append((number, rest)) or 0)
+    course("lab", "--no-browser"), course("present", "03", "--", "--port=1")
+    assert asked == [["--no-browser"], ("03", ["--port=1"])]

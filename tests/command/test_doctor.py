@@ -1,0 +1,185 @@
+"""``course doctor``, on machines with one thing wrong each."""
+
+import functools
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from course_utils.command import doctor
+from course_utils.core import download, files
+
+FACTS = {"pair": "torch 2 with torchvision 0", "gpu": "", "cuda build": None, "mps": False}
+
+
+@pytest.fixture
+def healthy(lecture, env, tmp_path):
+    """A machine with nothing wrong and no data."""
+    lecture("03")
+    env(**{name: tmp_path / name for name in ("DATA", "CACHE", "STATE")})
+
+
+@pytest.fixture
+def probed(monkeypatch):
+    """``probed(device="cpu", …)`` takes the place of the slow child process."""
+
+    def answers(**changed):
+        usual = {"torch": FACTS, "device": "cpu", "scale": "quick", "sets": []}
+        good = {name: (answer, "") for name, answer in (usual | changed).items()}
+        monkeypatch.setattr(doctor, "run_probe", functools.cache(lambda: good))
+
+    answers()
+    return answers
+
+
+def problems(told):
+    return re.findall(r"^PROBLEM  (\w+): (.*)$", told, re.M)
+
+
+def test_doctor_finds_nothing(healthy, course):
+    told = course("doctor")
+    assert told.endswith("Everything is in order\n") and not problems(told)
+    for name in doctor.CHECKS:
+        assert re.search(rf"^ok +{name}: \S", told, re.M)
+    assert torch.__version__ in told and "embedded digits stand in" in told
+
+
+def test_doctor_s_report_in_a_lecture_names_no_folder(healthy, probed, capsys, tmp_path):
+    assert doctor.report() == 0
+    told = capsys.readouterr().out
+    assert str(tmp_path) not in told and sys.prefix not in told
+
+
+def setting(*target):
+    return lambda patch: patch.setattr(*target)
+
+
+def variable(name, value):
+    return lambda patch: patch.setenv(name, value)
+
+
+def version(name):
+    return "7.7" if name == "ipywidgets" else "99"
+
+
+# fmt: off
+PROBLEMS = {
+    "Python": (setting(sys, "version_info", (3, 10, 4)), "is too old. Install 3.11"),
+    "Packages": (
+        setting(doctor.importlib.metadata, "version", version),
+        "ipywidgets is 7.7, and the course needs >=8.1. Cure: pip install",
+    ),
+    "Widgets": (lambda patch: patch.setitem(sys.modules, "anywidget", None), "anywidget"),
+    "Folders": (variable("COURSE_STATE", "/dev/null/state"), "cannot be written"),
+    "Disk": (setting(shutil, "disk_usage", lambda _: SimpleNamespace(free=2e8)), "0.2 GB are free"),
+    "Lectures": (variable("COURSE_LECTURES", "/nowhere"), "there are no lectures in"),
+}
+# fmt: on
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_doctor_names_the_problem_and_the_cure(name, healthy, probed, course, monkeypatch):
+    spoil, words = PROBLEMS[name]
+    spoil(monkeypatch)
+    told = course("doctor", status=1)
+    ((found, text),) = problems(told)
+    assert found == name and words in text and "1 problem found" in told
+
+
+def test_doctor_names_a_wrong_device_and_scale(healthy, course, env):
+    env(DEVICE="abacus", SCALE="medium")
+    told = course("doctor", status=1)
+    (device, scale) = problems(told)
+    assert told.endswith("2 problems found\n")
+    assert device[0] == "Device" and device[1].startswith("COURSE_DEVICE is 'abacus'")
+    assert scale[0] == "Scale" and scale[1].startswith("COURSE_SCALE is 'medium'; set it to one of")
+
+
+BROKEN = {  # what `import torch` does -> the reason that is shown
+    "raise RuntimeError('operator torchvision::nms does not exist')": "torchvision::nms does not",
+    "raise ModuleNotFoundError(\"No module named 'torch'\")": "No module named 'torch'",
+    "import os; os.abort()": "exit status -6",
+}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="another exit status")
+@pytest.mark.parametrize("source", BROKEN)
+def test_doctor_runs_where_torch_and_rich_do_not(healthy, tmp_path, source):
+    for name, text in (("torch", source), ("rich", "raise ImportError('rich')")):
+        (tmp_path / "broken" / name).mkdir(parents=True)
+        (tmp_path / "broken" / name / "__init__.py").write_text(text)
+    command = [sys.executable, "-m", "course_utils.command.cli", "doctor"]
+    env = os.environ | {"PYTHONPATH": str(tmp_path / "broken")}
+    done = subprocess.run(command, cwd=files.ROOT, env=env, capture_output=True, text=True)
+    pair, *others = problems(done.stdout)
+    assert done.returncode == 1 and not done.stderr
+    cure = "Each torchvision belongs to one torch. Cure: pip install --upgrade"
+    assert pair[0] == "PyTorch"
+    assert all(text in pair[1] for text in ("do not work together (", BROKEN[source], cure))
+    assert others == [
+        (name, "unknown until PyTorch works.") for name in ("Device", "Scale", "Data")
+    ]
+
+
+def test_doctor_gives_up_on_a_torch_that_never_loads(healthy, course, monkeypatch):
+    monkeypatch.setattr(doctor, "PROBE_SECONDS", 0.01)
+    assert "importing torch took more than" in dict(problems(course("doctor", status=1)))["PyTorch"]
+
+
+@pytest.mark.parametrize(
+    "facts, driver, words",
+    [
+        ({"gpu": "A GPU"}, True, "cpu; this machine has CUDA (A GPU)"),
+        ({"mps": True}, False, "cpu; this machine has Apple's MPS"),
+        ({}, False, "cpu; no GPU, which is fine for the quick scale"),
+        ({}, True, "this PyTorch (a build without CUDA) cannot use it"),
+        ({"cuda build": "13.2"}, True, "(built for CUDA 13.2; a newer driver may cure it)"),
+    ],
+)
+def test_doctor_explains_the_device(probed, monkeypatch, facts, driver, words):
+    probed(torch=FACTS | facts)
+    monkeypatch.setattr(shutil, "which", lambda name: driver or None)
+    assert words in doctor.device()[0]
+
+
+def test_a_set_is_complete_with_all_files_or_all_archives(monkeypatch, tmp_path, env):
+    env(DATA=tmp_path)
+    (tmp_path / "here").write_text("here")
+    here, damaged = ({"here": hashlib.md5(text).hexdigest()} for text in (b"here", b"other"))
+    partly = here | {"missing": "0"}
+    sources = {"mnist": (here, damaged), "cifar10": (partly, here), "svhn": (damaged, damaged)}
+
+    def describe(name):
+        wanted, archives = sources[name]
+        return SimpleNamespace(title=name.upper(), files=wanted, archives=archives)
+
+    monkeypatch.setattr(download, "describe", describe)
+    assert doctor.complete_sets() == ["MNIST", "CIFAR10"]
+
+
+def test_doctor_sees_the_data(healthy, probed):
+    probed(sets=["MNIST", "SVHN"])
+    assert doctor.data() == ("MNIST, SVHN", str(files.data_dir()))
+
+
+def test_a_data_folder_may_be_read_only_where_it_has_mnist(healthy, probed, env):
+    env(DATA="/dev/null/data")
+    probed(sets=["MNIST"])
+    assert "COURSE_DATA" not in doctor.folders()[1]
+    probed(sets=["SVHN"])
+    with pytest.raises(doctor.Problem, match="Set COURSE_DATA to a folder of your own"):
+        doctor.folders()
+
+
+def test_doctor_lets_the_next_download_be_tried(healthy, course, monkeypatch):
+    asked = []
+    monkeypatch.setattr(doctor, "CHECKS", {})
+    monkeypatch.setattr(download, "forget_failed_downloads", lambda: asked.append(True))
+    course("doctor")
+    assert asked

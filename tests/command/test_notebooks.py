@@ -1,0 +1,53 @@
+"""The lectures as files, without a kernel."""
+
+import json
+import os
+
+import pytest
+from nbformat.v4 import new_code_cell, new_notebook, new_output
+
+from course_utils.command import notebooks
+from course_utils.core import files
+
+
+def test_find(lecture, tmp_path):
+    def numbers(*asked):
+        return [path.name[:2] for path in notebooks.find(asked)]
+
+    with pytest.raises(ValueError, match="no lectures in .*; clone the whole course, or set"):
+        notebooks.find([])
+    for number in ("10", "03", "00"):
+        lecture(number)
+    (tmp_path / "lectures" / "notes.ipynb").write_text("{}")
+    assert numbers() == ["00", "03", "10"] and numbers("10", "3") == ["10", "03"]
+    with pytest.raises(ValueError, match="no lecture 07, x1; the lectures are 00, 03, 10[.]"):
+        notebooks.find(["3", "7", "x1"])
+
+
+@pytest.mark.parametrize("source", ["# 03 · Tiny\nmore", ["# 03 · Tiny\n", "more"]])
+def test_a_title_is_stored_as_text_or_as_lines(tmp_path, source):
+    path = tmp_path / "03_tiny.ipynb"
+    path.write_text(json.dumps({"cells": [{"source": source}]}), encoding="utf-8")
+    assert notebooks.title(path) == "03 · Tiny"
+
+
+def test_claims_are_lines_that_begin_with_a_mark_on_standard_output():
+    outputs = [
+        new_output("stream", text="✔ one\nno ✔ claim\n✘ two\n✔alone\n"),
+        new_output("stream", name="stderr", text="✘ a warning\n"),
+        new_output("display_data", {"text/plain": "✔ a picture"}),
+    ]
+    notebook = new_notebook(cells=[new_code_cell(outputs=outputs)])
+    assert notebooks.claims(notebook) == ["✔ one", "✘ two"]
+
+
+def test_the_environment_of_a_kernel(monkeypatch):
+    monkeypatch.setenv("COURSE_RECORD", "1")
+    monkeypatch.setenv("PYTHONPATH", "theirs")
+    env = notebooks.kernel_environment("own", COURSE_SCALE="full")
+    assert env["PYTHONPATH"] == f"{files.ROOT}{os.pathsep}theirs"
+    assert (env["COURSE_STATE"], env["COURSE_SCALE"]) == ("own", "full")
+    assert "COURSE_RECORD" not in env and os.environ["COURSE_RECORD"] == "1"
+    assert notebooks.kernel_environment("own", COURSE_RECORD="1")["COURSE_RECORD"] == "1"
+    monkeypatch.delenv("PYTHONPATH")
+    assert notebooks.kernel_environment("own")["PYTHONPATH"] == str(files.ROOT)

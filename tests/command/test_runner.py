@@ -1,0 +1,45 @@
+"""Headless runs that fail; good ones are in test_cli.py."""
+
+import pytest
+
+from course_utils.command import notebooks, runner
+
+
+@pytest.fixture
+def execute(lecture, tmp_path):
+    """``execute(source, …)`` gives the outcome and the cells that began."""
+
+    def run(*sources, seconds=60):
+        path, begun = lecture("03", *sources), []
+        options = dict(environment=notebooks.kernel_environment(tmp_path), seconds=seconds)
+        options["on_cell"] = lambda *cell: begun.append(cell)
+        return runner.execute(notebooks.read(path), path, **options), begun
+
+    return run
+
+
+def test_a_dead_kernel(execute):
+    outcome, begun = execute("import os", "os._exit(3)")
+    assert not outcome.good and begun == [(1, 2), (2, 2)]
+    head, *_, reason = outcome.error.splitlines()
+    assert head == "code cell 2 of 2 fails:" and reason.startswith("    the kernel died")
+
+
+def test_a_cell_that_hangs(execute):
+    outcome, _ = execute("import time\ntime.sleep(60)", seconds=3)
+    assert outcome.error.endswith("    the cell was stopped after 3 seconds")
+    assert 3 < outcome.seconds < 60
+
+
+def test_an_error_shows_the_first_lines_of_its_cell(execute):
+    outcome, _ = execute("raise ValueError('first\\nsecond')\n2\n3\n4\n5\n6\n7\n8")
+    shown = [f"    | {line}" for line in ("raise ValueError('first\\nsecond')", *"23456", "…")]
+    assert outcome.error.splitlines()[1:] == [*shown, "    ValueError: first"]
+    assert runner.excerpt("1\n2\n3\n4\n5\n6")[-1] == "    | 6"
+
+
+def test_an_error_inside_an_output_widget_counts():
+    """On the stored state: nbclient can hang when such a widget changes while a cell runs."""
+    error = {"output_type": "error", "ename": "ZeroDivisionError", "evalue": "division by zero"}
+    states = {"a": {"outputs": [{"output_type": "stream"}, error]}, "b": {"value": 3}}
+    assert runner.widget_errors(states) == ["a widget shows: ZeroDivisionError: division by zero"]

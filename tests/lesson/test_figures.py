@@ -1,0 +1,196 @@
+"""Figures of the lectures: each is drawn, and says what it should."""
+
+import math
+
+import matplotlib
+import pytest
+import torch
+from matplotlib.colors import to_rgba
+from matplotlib.text import Text
+
+from course_utils.core import models
+from course_utils.core.geometry import dual_norm
+from course_utils.core.geometry import norm as size_of
+from course_utils.core.images import DIGITS, Images
+from course_utils.core.runtime import generator, seeded
+from course_utils.lesson import figures, plots
+from course_utils.methods import linear
+
+
+@pytest.fixture(autouse=True)
+def course_style():
+    with matplotlib.rc_context():
+        plots.style()
+        yield
+
+
+def words(fig) -> list[str]:
+    return [text.get_text() for text in fig.findobj(Text) if text.get_text()]
+
+
+@pytest.fixture
+def model():
+    with seeded(0):
+        return models.logistic()
+
+
+def drawn(ax) -> torch.Tensor:
+    return torch.tensor(ax.images[0].get_array())
+
+
+def image(seed: int) -> torch.Tensor:
+    return torch.rand(1, 1, 28, 28, generator=generator(seed))
+
+
+def seen(model, x) -> tuple[str, torch.Tensor]:
+    p = model(x).softmax(1)[0].detach()
+    return f"seen as {p.argmax()}, {p.max():.0%}", p
+
+
+def heights(ax) -> list[float]:
+    return [bar.get_height() for bar in ax.patches]
+
+
+def outlined(ax) -> list[int]:
+    """The bars that are outlined in orange."""
+    colour = to_rgba(plots.WRONG)
+    return [k for k, bar in enumerate(ax.patches) if bar.get_edgecolor() == colour]
+
+
+def assert_panels(fig, titles, images, outline, p, k):
+    """Images under these titles, and the probabilities ``p`` with bar ``k`` outlined."""
+    *shown, bars = fig.axes
+    assert [ax.get_title() for ax in fig.axes] == [*titles, f"probability\noutlined: {outline}"]
+    for ax, image in zip(shown, images, strict=True):
+        assert torch.equal(drawn(ax), image[0, 0])
+    assert heights(bars) == pytest.approx(p.tolist()) and outlined(bars) == [k]
+
+
+def test_digit_says_what_the_network_sees(model):
+    caption, p = seen(model, image(0))
+    fig = figures.digit(model, image(0), DIGITS)
+    assert caption in words(fig)
+    assert heights(fig.axes[1]) == pytest.approx(p.tolist())
+
+
+@pytest.mark.parametrize("fooled", [False, True])
+def test_attacked_shows_both_images_and_the_change(model, fooled):
+    x, x_adv = image(0), image(1)
+    (before, _), (after, p) = seen(model, x), seen(model, x_adv)
+    y = (int(p.argmax()) + fooled) % 10
+    fig = figures.attacked(model, x, x_adv, y, DIGITS, "An attack")
+    change = x_adv - x
+    largest = float(change.abs().max())
+    titles = [f"original\n{before}", f"perturbation\nlargest {largest:.3f}", f"result\n{after}"]
+    assert_panels(fig, titles, (x, change, x_adv), "true class", p, y)
+    assert fig.axes[2].title.get_color() == (plots.WRONG if fooled else "black")
+    assert fig.axes[1].images[0].get_clim() == pytest.approx((-largest, largest))
+    assert "An attack" in words(fig)
+
+
+@pytest.mark.parametrize("reached", [False, True])
+def test_fake_shows_start_and_now_and_the_change(model, reached):
+    start, x = image(0), image(1)
+    now, p = seen(model, x)
+    target = (int(p.argmax()) + (not reached)) % 10
+    fig = figures.fake(model, start, x, target, DIGITS)
+    change = x - start
+    titles = ["start\n", f"now\n{now}", f"change\nlargest {change.abs().max():.2f}"]
+    assert_panels(fig, titles, (start, x, change), "target", p, target)
+    assert fig.axes[1].title.get_color() == (plots.RIGHT if reached else "black")
+
+
+def test_labelled_rows_name_rows_and_columns():
+    rows = {"one": torch.rand(2, 1, 8, 8), "two": torch.rand(2, 1, 8, 8)}
+    fig = figures.labelled_rows(rows, ("a", "b"))
+    assert [ax.get_title() for ax in fig.axes] == ["a", "b", "", ""]
+    assert [ax.get_ylabel() for ax in fig.axes] == ["one", "", "two", ""]
+    assert torch.equal(torch.stack([*map(drawn, fig.axes)]), torch.cat([*rows.values()])[:, 0])
+    assert {ax.get_title() for ax in figures.labelled_rows(rows).axes} == {""}
+
+
+def test_shares_are_written_in_per_cent_and_readable_on_dark_cells():
+    fig = figures.shares({"one": [0.1, 0.9], "two": [0.59, 0.61]}, ("a", "b"))
+    (ax,) = fig.axes
+    assert [(text.get_text(), text.get_color(), text.get_position()) for text in ax.texts] == [
+        *(("10%", "black", (0, 0)), ("90%", "white", (1, 0))),
+        *(("59%", "black", (0, 1)), ("61%", "white", (1, 1))),
+    ]
+    labels = [label.get_text() for label in ax.get_xticklabels() + ax.get_yticklabels()]
+    assert labels == ["a", "b", "one", "two"]
+
+
+def test_pen_draws_a_soft_line_three_pixels_wide():
+    x = figures.pen([(5, 10), (20, 10)])
+    assert x.shape == (1, 1, 28, 28)
+    assert x[0, 0, 7:14, 12].tolist() == [0, 0, 1, 1, 1, 0, 0]  # a pixel at distance 2 is black
+    assert x[0, 0, 10, :3].max() == 0 and x[0, 0, 10, 5] == 1 and x[0, 0, 10, 22:].max() == 0
+    assert figures.pen([(5, 10), (20, 11)]).unique().numel() > 2  # slanted lines have soft edges
+    assert figures.pen([(5, 10), (9, 10)], side=16).shape == (1, 1, 16, 16)
+
+
+def test_pen_joins_the_points_of_a_line_and_lays_lines_over_each_other():
+    over, down = [(5, 5), (20, 5)], [(20, 5), (20, 20)]
+    corner = figures.pen([*over, (20, 20)])
+    assert torch.equal(corner, figures.pen(over, down))
+    assert torch.equal(corner, figures.pen(over).maximum(figures.pen(down)))
+
+
+def test_confusion_shows_every_count_and_leaves_zeros_blank():
+    counts = torch.tensor([[50, 3, 0], [0, 40, 0], [7, 0, 60]])
+    fig = figures.confusion(counts, ("a", "b", "c"))
+    (ax,) = fig.axes
+    written = {text.get_position(): (text.get_text(), text.get_color()) for text in ax.texts}
+    black = {(0, 0): "50", (1, 0): "3", (1, 1): "40", (2, 2): "60"}
+    assert written == {(0, 2): ("7", "white")} | {at: (n, "black") for at, n in black.items()}
+    shown = ax.images[0].get_array()
+    assert shown[2, 0] == 7 and shown[0, 0] == 0  # only mistakes are coloured
+    assert [patch.get_xy() for patch in ax.patches] == [(k - 0.5, k - 0.5) for k in range(3)]
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("seen as", "true class")
+
+
+def test_confusion_without_mistakes():
+    figures.confusion(torch.diag(torch.tensor([5, 5])), ("a", "b")).draw_without_rendering()
+
+
+@pytest.mark.parametrize("angle", [0, 30, 45, 222])
+def test_steepest_steps_shows_the_maximiser_on_the_ball_and_the_dual_norm(angle):
+    fig = figures.steepest_steps(angle)
+    turn = math.radians(angle)
+    g = torch.tensor([math.cos(turn), math.sin(turn)], dtype=torch.float64)
+    assert len(fig.axes) == 4
+    for ax, line, norm in zip(fig.axes[:3], fig.axes[3].lines[::2], ("inf", 2, 1), strict=True):
+        value = float(dual_norm(g[None], norm))
+        r = torch.tensor([float(xs[0]) for xs in ax.lines[-1].get_data()], dtype=torch.float64)
+        assert float(r @ g) == pytest.approx(value, abs=1e-6) and f"= {value:.2f}" in ax.get_title()
+        supporting = torch.tensor(ax.lines[0].get_xydata())
+        assert (supporting @ g).tolist() == pytest.approx([value, value], abs=1e-6)
+        ball = torch.tensor(ax.patches[0].get_xy(), dtype=torch.float64)
+        assert size_of(ball, norm).tolist() == pytest.approx([1] * len(ball))
+        assert (ball @ g).max() <= value + 1e-6
+        assert min(line.get_ydata()) >= 0.7 and max(line.get_ydata()) <= 1.4143
+
+
+def test_steepest_steps_keeps_the_colour_of_a_norm():
+    alone, all_three = figures.steepest_steps(30, (1,)), figures.steepest_steps(30)
+    assert len(alone.axes) == 2
+    assert alone.axes[0].lines[-1].get_color() == all_three.axes[2].lines[-1].get_color()
+
+
+@pytest.mark.parametrize("box", [False, True])
+def test_linear_models_shows_shares_that_agree_with_the_exact_error(box):
+    pixels = torch.rand(40, 1, 28, 28, generator=generator(0))
+    y = (pixels[:, 0, 14, 14] > 0.5).long()
+    images = Images(pixels, y, ("dark", "bright"), "noise")
+    model = models.binary_logistic()
+    with torch.no_grad():
+        model.output.weight.zero_()[0, 14 * 28 + 14] = 2.0
+        model.output.bias.fill_(-1.0)
+    fig, caption = figures.linear_models({"a": model, "b": model}, images, 0, 0.2, box=box)
+    assert len(fig.axes) == 6
+    worst = linear.robust_error(model, images, 0.2, box=box)
+    assert caption.startswith("ε = 0.20; a: 0.0% wrong before, ")
+    assert caption.count(f"0.0% wrong before, {worst:.1%} at the worst") == 2
+    assert f"0.0% → {worst:.1%} wrong" in fig.axes[2].get_title()
+    x_adv = linear.worst_case(model, pixels[:1], y[:1], 0.2, box=box)[0, 0]
+    assert torch.allclose(drawn(fig.axes[1]), (x_adv + 0.3) / 1.6)

@@ -1,0 +1,267 @@
+"""Figures: nothing cut, nothing small, nothing left open."""
+
+import base64
+import io
+import itertools
+
+import matplotlib
+import numpy as np
+import pytest
+import torch
+from matplotlib import _pylab_helpers
+from matplotlib.colors import to_rgb
+from matplotlib.text import Text
+from PIL import Image
+
+from course_utils.core.runtime import generator
+from course_utils.lesson import plots
+
+WORDS = "airplane automobile bird cat deer dog frog horse ship truck".split()
+
+
+@pytest.fixture(autouse=True)
+def course_style():
+    with matplotlib.rc_context():
+        plots.style()
+        yield
+
+
+@pytest.fixture
+def shown(monkeypatch) -> list:
+    objects = []
+    monkeypatch.setattr("IPython.display.display", objects.append)
+    return objects
+
+
+def noise(n: int, *shape: int) -> torch.Tensor:
+    return torch.rand(n, *shape, generator=generator(0))
+
+
+def said(items) -> list[str]:
+    return [text.get_text() for text in items]
+
+
+def texts(fig) -> list[Text]:
+    """The texts of a figure once it is drawn."""
+    fig.draw_without_rendering()
+    return [text for text in fig.findobj(Text) if text.get_visible() and text.get_text().strip()]
+
+
+def fits(fig) -> bool:
+    """All lies within the figure, give or take a hundredth of an inch."""
+    fig.draw_without_rendering()
+    drawn, (width, height) = fig.get_tightbbox(), fig.get_size_inches()
+    return bool(min(drawn.x0, drawn.y0, width - drawn.x1, height - drawn.y1) > -0.01)
+
+
+@pytest.fixture
+def ax():
+    return plots.subplots(width=5, height=3)[1]
+
+
+def grid(n, titles=(), shape=(1, 28, 28), **settings):
+    return lambda: plots.images(noise(n, *shape), titles, **settings)
+
+
+# fmt: off
+GRIDS = {
+    "one": grid(1, ["seen as 7"]),
+    "no titles": grid(13, columns=5),
+    "ten digits": grid(10, [*"0123456789"], title="From noise to ten digits"),
+    "two lines": grid(8, ["2 as 3\np = 0.9978"] * 8, columns=4, title="After 10 steps"),
+    "three lines": grid(8, ["true 4\nseen as 9\n99.98 %"] * 8, columns=4),
+    "long": grid(6, ["cross-entropy, λ = 30", "frog", "after 20 steps"] * 2, columns=3),
+    "long headline": grid(2, title="A headline that is far longer than two small images are wide"),
+    "wide letters": grid(4, ["WWWWWWWWWW"] * 4, columns=2),
+    "photos": grid(8, WORDS, (3, 32, 32), columns=4, title="CIFAR-10"),
+    "not square": grid(4, ["above", "above", "below", "below"], (1, 14, 28), columns=2),
+    "small": grid(12, [*map(str, range(12))], columns=6, size=0.6),
+}
+# fmt: on
+
+
+@pytest.mark.parametrize("name", GRIDS)
+@pytest.mark.parametrize("in_notebook", [False, True])
+def test_a_grid_cuts_no_title_and_wastes_no_room(name, in_notebook, shown):
+    fig = GRIDS[name]()
+    if in_notebook:
+        plots.show(fig, "A grid.", "embedded digits")
+    assert fits(fig)
+    labels = [text.get_window_extent() for text in texts(fig)]
+    assert not any(a.overlaps(b) for a, b in itertools.combinations(labels, 2))
+    boxes = [ax.get_window_extent() for ax in fig.axes if ax.images]
+    assert not any(a.overlaps(b.padded(-1)) for a, b in itertools.product(boxes, labels))
+    bottom = min(box.y0 for box in boxes) / fig.dpi
+    assert bottom < (0.5 if in_notebook else 0.25)  # inches
+
+
+@pytest.mark.parametrize("in_notebook", [False, True])
+@pytest.mark.parametrize("classes", [[str(i) for i in range(10)], WORDS])
+def test_bars_and_curves_cut_nothing(in_notebook, classes, shown):
+    fig, axes = plots.subplots(1, 3, width=12, height=3.5)
+    plots.probabilities(axes[0], noise(10).softmax(0), classes, mark=3, title="after the attack")
+    epochs = {"xlabel": "epoch", "ylabel": "accuracy", "title": "One curve", "percent": True}
+    plots.curves(axes[1], [1, 2, 3], {"train": [0.9, 0.95, 0.99]}, **epochs)
+    lines = {word: noise(3, 101) for word in classes[:6]}
+    steps = {"xlabel": "steps", "ylabel": "share misclassified", "title": "Six curves"}
+    plots.curves(axes[2], range(101), lines, **steps)
+    if in_notebook:
+        plots.show(fig, "Bars and curves.", "MNIST")
+    assert fits(fig)
+    assert min(text.get_fontsize() for text in texts(fig)) >= 11
+
+
+def test_no_font_is_small():
+    keys = "font.size axes.titlesize axes.labelsize legend.fontsize xtick.labelsize ytick.labelsize"
+    for key in keys.split():
+        assert matplotlib.rcParams[key] >= 11
+
+
+# --- show
+
+
+def test_show_gives_a_png_with_alternative_text_and_the_data_set(ax, shown):
+    fig = ax.figure
+    height = fig.get_figheight()
+    plots.show(fig, "Accuracy grows over ten epochs.", "embedded digits")
+    content, metadata = shown[0]._repr_png_()
+    assert len(shown) == 1
+    assert metadata["alt"] == "Accuracy grows over ten epochs. Data: embedded digits."
+    assert base64.b64decode(content).startswith(b"\x89PNG")
+    assert "data: embedded digits" in said(texts(fig))
+    assert fig.get_figheight() > height  # the caption takes no room from the figure
+    assert min(text.get_fontsize() for text in texts(fig)) >= 11
+
+
+def test_nothing_stays_open_in_pyplot(shown):
+    plots.show(plots.images(noise(2, 1, 8, 8)), "Noise.", "none")
+    assert _pylab_helpers.Gcf.get_all_fig_managers() == []
+
+
+def test_png_has_the_size_asked_for(ax):
+    picture = Image.open(io.BytesIO(plots.to_png(ax.figure)))
+    assert picture.size == (500, 300)
+
+
+def test_subplots_shapes():
+    assert not isinstance(plots.subplots()[1], np.ndarray)
+    assert plots.subplots(2, 3)[1].shape == (2, 3)
+    assert plots.subplots(1, 1, squeeze=False)[1].shape == (1, 1)
+
+
+# --- images
+
+
+@pytest.mark.parametrize(
+    "channels, value, settings, limits",
+    [
+        (1, 0.5, {}, (0, 1)),
+        (1, 3.0, {}, (0, 1)),
+        (1, -0.25, {"signed": True}, (-0.25, 0.25)),
+        (1, -0.25, {"signed": True, "limit": 0.5}, (-0.5, 0.5)),
+        (1, 0.0, {"signed": True}, (-1, 1)),
+        (3, 0.5, {"signed": True}, (-0.5, 0.5)),
+    ],
+)
+def test_colour_limits(channels, value, settings, limits, ax):
+    image = torch.full((channels, 4, 4), value, requires_grad=True)
+    plots.draw_image(ax, image, "title", **settings)
+    assert ax.images[0].get_clim() == limits
+    assert ax.get_title() == "title" and list(ax.get_xticks()) == []
+
+
+def test_up_is_red_down_is_blue_and_zero_is_white(ax):
+    plots.draw_image(ax, torch.tensor([[[-1.0, 0.0, 1.0]]]), signed=True)
+    blue, white, red = (np.array(ax.images[0].to_rgba(value)[:3]) for value in (-1, 0, 1))
+    assert blue[2] > blue[0] + 0.2 and red[0] > red[2] + 0.2 and (white > 0.95).all()
+
+
+def test_colour_images_are_drawn_in_colour_and_clipped(ax):
+    plots.draw_image(ax, torch.tensor([2.0, -1.0, 0.5])[:, None, None].expand(3, 4, 5))
+    drawn = ax.images[0].get_array()
+    assert drawn.shape == (4, 5, 3) and drawn[0, 0].tolist() == [1, 0, 0.5]
+
+
+def test_a_grid_of_perturbations_has_one_scale():
+    x = torch.tensor([0.1, -0.4, 0.0]).view(3, 1, 1, 1).expand(3, 1, 4, 4)
+    fig = plots.images(x, signed=True, columns=2)
+    limits = [ax.images[0].get_clim() for ax in fig.axes if ax.images]
+    assert limits == [pytest.approx((-0.4, 0.4))] * 3
+    assert len(fig.axes) == 4  # the last one is empty
+
+
+def test_titles_and_colours_may_be_fewer_than_images():
+    fig = plots.images(noise(3, 1, 4, 4), ["a"], colours=[plots.WRONG])
+    assert [ax.get_title() for ax in fig.axes] == ["a", "", ""]
+    assert fig.axes[0].title.get_color() == plots.WRONG
+
+
+# --- bars and curves
+
+
+def test_bars_mark_the_largest_and_the_true_class(ax):
+    plots.probabilities(ax, torch.tensor([0.1, 0.7, 0.2]), ["a", "b", "c"], mark=2)
+    faces = [bar.get_facecolor()[:3] for bar in ax.patches]
+    assert faces == [to_rgb("0.7"), to_rgb(plots.RIGHT), to_rgb("0.7")]
+    edged = [bar.get_edgecolor()[:3] == to_rgb(plots.WRONG) for bar in ax.patches]
+    assert edged == [False, False, True]
+    assert [bar.get_height() for bar in ax.patches] == pytest.approx([0.1, 0.7, 0.2])
+    assert said(ax.get_xticklabels()) == ["a", "b", "c"]
+    assert ax.get_ylim()[1] >= 1
+
+
+def test_the_marked_class_may_be_the_largest(ax):
+    plots.probabilities(ax, torch.tensor([0.1, 0.9], requires_grad=True), ["a", "b"], mark=1)
+    bar = ax.patches[1]
+    assert bar.get_facecolor()[:3] == to_rgb(plots.RIGHT)
+    assert bar.get_edgecolor()[:3] == to_rgb(plots.WRONG)
+
+
+def test_curves_over_seeds_have_a_band_of_one_deviation(ax):
+    runs = torch.tensor([[1.0, 2.0, 3.0], [3.0, 2.0, 5.0]])
+    lines = {"many": runs, "once": [1, 1, 1], "one seed": [[2, 2, 2]]}
+    plots.curves(ax, [0, 1, 2], lines, xlabel="x", ylabel="y")
+    assert [line.get_ydata().tolist() for line in ax.lines] == [[2, 2, 4], [1, 1, 1], [2, 2, 2]]
+    (band,) = ax.collections
+    heights = band.get_paths()[0].vertices[:, 1]
+    assert (heights.min(), heights.max()) == pytest.approx((2 - 2**0.5, 4 + 2**0.5))
+    assert said(ax.get_legend().get_texts()) == [*lines]
+
+
+def test_one_curve_needs_no_legend_and_percent_says_so(ax):
+    plots.curves(ax, [0, 1], {"only": [0, 1]}, xlabel="x", ylabel="y", percent=True)
+    assert ax.get_legend() is None and "100%" in said(texts(ax.figure))
+
+
+def test_a_long_curve_keeps_its_line_visible(ax):
+    plots.curves(ax, range(100), {"long": noise(100)}, xlabel="x", ylabel="y")
+    plots.curves(ax, range(10), {"short": noise(10)}, xlabel="x", ylabel="y")
+    assert [line.get_markevery() for line in ax.lines] == [6, 1]
+
+
+# --- colours
+
+OKABE_ITO = {"#000000", "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7"}
+
+# Machado, Oliveira and Fernandes 2009, table 1: what people without green, red or blue cones see.
+# fmt: off
+BLINDNESS = {
+    "deuteranopia": "0.367322 0.860646 -0.227968 0.280085 0.672501 0.047413 -0.011820 0.042940 0.968881",
+    "protanopia": "0.152286 1.052583 -0.204868 0.114503 0.786281 0.099216 -0.003882 -0.048116 1.051998",
+    "tritanopia": "1.255528 -0.076749 -0.178779 -0.078411 0.930809 0.147602 0.004733 0.691367 0.303900",
+}
+# fmt: on
+
+
+def test_the_palette_is_okabe_and_itos():
+    assert set(plots.COLOURS) <= OKABE_ITO
+    assert len(set(plots.COLOURS)) == len(set(plots.MARKERS)) == len(plots.COLOURS)
+
+
+@pytest.mark.parametrize("kind", BLINDNESS)
+def test_right_and_wrong_differ_for_every_eye(kind):
+    matrix = np.array(BLINDNESS[kind].split(), dtype=float).reshape(3, 3)
+    seen = [matrix @ to_rgb(colour) for colour in plots.COLOURS]
+    distances = [np.linalg.norm(a - b) for a, b in itertools.combinations(seen, 2)]
+    assert min(distances) > 0.1
+    assert np.linalg.norm(seen[0] - seen[1]) > 0.3  # RIGHT and WRONG
