@@ -555,11 +555,11 @@ def test_images_that_cannot_be_halved_so_often_are_refused():
 @pytest.mark.parametrize("target", [None, follows])
 def test_what_it_learns_hurts(target):
     """What it learned from the poisoned images, a fresh network does not find in clean ones."""
-    settings = QUICK | dict(eps=0.6, trials=3, steps=30, batch_size=24, lr_f=0.1, lr_g=0.01)
+    settings = QUICK | dict(eps=0.6, trials=6, steps=30, batch_size=24, lr_f=0.1, lr_g=0.01)
     _, log = confuse.learn(images(240), images(200, seed=1), **settings, target=target)
     assert min(log.validation) < 0.45
     gaps = [train - clean for train, clean in zip(log.train, log.validation, strict=True)]
-    assert max(gaps) > 0.1  # how far apart they are depends on the processor
+    assert max(gaps) > 0.2
 
 
 def test_the_seed_draws_the_trials_too():
