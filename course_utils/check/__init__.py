@@ -7,7 +7,9 @@ like any other but is no progress of the student's.
 
 from importlib import import_module
 
-from course_utils.check.exercise import Exercise, solved
+from course_utils.check.exercise import Exercise
+from course_utils.check.progress_file import solved
+from course_utils.core import files
 
 LECTURES = (
     "start_here cnn fake_images untargeted targeted linear defences "
@@ -33,12 +35,16 @@ def hint(name: str, level: int = 1) -> None:
     more = "  That was the last hint; the solution is below the check."
     if level < len(hints):
         more = f'  More: check.hint("{name}", {level + 1}).'
-    print(f"Hint {level} of {len(hints)}: {hints[level - 1]}{more}")
+    files.say(f"Hint {level} of {len(hints)}: {hints[level - 1]}{more}")
 
 
 def progress() -> None:
     """Prints the ladder of all exercises, and how far you are."""
-    done = solved()
+    done = {}
+    try:
+        done = solved()
+    except (OSError, ValueError) as error:  # ValueError: no folder is named
+        files.say(f"(Your progress cannot be read: {error}.)")
     for name, item in EXERCISES.items():
-        print(f"{'●' if name in done else '○'} {item.lecture}  {name:20} {item.title}")
-    print(f"{len(done.keys() & EXERCISES.keys())} of {len(EXERCISES)} solved")
+        files.say(f"{'●' if name in done else '○'} {item.lecture}  {name:20} {item.title}")
+    files.say(f"{len(done.keys() & EXERCISES.keys())} of {len(EXERCISES)} solved")

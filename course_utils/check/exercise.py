@@ -4,10 +4,11 @@
 inputs, compares values and gradients, and looks among the mistakes for one that gives the same.
 """
 
-import datetime
 import inspect
-import json
-from collections.abc import Callable, Mapping, Sequence
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -15,10 +16,12 @@ from torch import Tensor, nn
 
 from course_utils.check import answers
 from course_utils.check.answers import NotYet
+from course_utils.check.progress_file import remember
 from course_utils.core import files, runtime
 
-# Part of PyTorch's message -> what usually stands behind it.
+# Part of an error -> what usually stands behind it.
 CURES = {
+    "SystemExit": "Leave out exit(), quit() and sys.exit(): a function ends with return.",
     "not require grad": (
         "The image must ask for a gradient before the model sees it: "
         "x = x.clone().requires_grad_()."
@@ -66,28 +69,34 @@ class Exercise:
 
     def __call__(self, fn: Callable) -> None:
         """Prints ● where ``fn`` is right, else ○ and what to look at. Never raises."""
-        if not callable(fn):
-            advice = f"check.{self.name}({self.name})"
-            print(f"○ {self.name}: give the function itself, without parentheses: {advice}.")
+        trouble = self.trouble(fn)
+        if trouble:
+            files.say(f"○ {self.name}: {trouble}")
             return
-        with runtime.seeded(0):
-            try:
+        unkept = ""
+        if not getattr(fn, "__name__", "").endswith("_solution"):
+            unkept = remember(self.name)  # before anything is printed, which may fail
+        files.say(f"● {self.name}: right. {self.title}.{unkept}")
+
+    def trouble(self, fn: Callable) -> str:
+        """What to look at in ``fn``; empty where it is right."""
+        if not callable(fn):
+            return f"give the function itself, without parentheses: check.{self.name}({self.name})."
+        try:
+            with runtime.seeded(0), exit_raises():
                 self.judge(fn)
-            except NotImplementedError:
-                print(
-                    f"○ {self.name}: not attempted yet. Write the function above, "
-                    f'then run both cells; check.hint("{self.name}") helps.'
-                )
-            except NotYet as advice:
-                print(f"○ {self.name}: {advice}")
-            except Exception as error:  # a student's function may raise anything
-                cures = "".join(f"\n  {CURES[sign]}" for sign in CURES if sign in str(error))
-                what = f"{type(error).__name__}: {error}{cures}"
-                print(f"○ {self.name}: your function raises {what}")
-            else:
-                print(f"● {self.name}: right. {self.title}.")
-                if not getattr(fn, "__name__", "").endswith("_solution"):
-                    remember(self.name)
+        except NotImplementedError:
+            return (
+                "not attempted yet. Write the function above, "
+                f'then run both cells; check.hint("{self.name}") helps.'
+            )
+        except NotYet as advice:
+            return str(advice)
+        except (Exception, SystemExit) as error:  # a student's function may raise anything
+            what = "".join(traceback.format_exception_only(error)).strip()
+            cures = "".join(f"\n  {CURES[sign]}" for sign in CURES if sign in what)
+            return f"your function raises {what}{cures}"
+        return ""
 
     def judge(self, fn: Callable) -> None:
         """Raises ``NotYet`` with the advice unless ``fn`` is right on all inputs."""
@@ -192,29 +201,17 @@ def exercise(
     return register
 
 
-# --------------------------------------------------------------------------------------- progress
-
-
-def progress_file():
-    return files.state_dir() / "progress.json"
-
-
-def solved() -> dict[str, str]:
-    """Name of every exercise solved so far, with the day; empty where nothing can be read."""
+@contextmanager
+def exit_raises() -> Iterator[None]:
+    """Lets ``exit()`` raise ``SystemExit`` in Jupyter too, where it would end the kernel."""
+    ipython = sys.modules.get("IPython")
+    shell = ipython and ipython.get_ipython()
+    if not shell:
+        yield
+        return
+    ask_exit = shell.ask_exit
+    shell.ask_exit = sys.exit
     try:
-        done = json.loads(progress_file().read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return done if isinstance(done, dict) else {}
-
-
-def remember(name: str) -> None:
-    """Adds an exercise to those solved."""
-    done = {name: datetime.date.today().isoformat(), **solved()}
-    try:
-        files.write_atomic(progress_file(), json.dumps(done, indent=1))
-    except OSError as error:
-        print(
-            f"  (Your progress could not be kept: {error}. "
-            "Set COURSE_STATE to a folder that can be written.)"
-        )
+        yield
+    finally:
+        shell.ask_exit = ask_exit

@@ -3,16 +3,78 @@
 One environment variable names each folder: ``COURSE_DATA``, ``COURSE_CACHE``, ``COURSE_STATE``.
 """
 
+import codecs
 import os
+import re
+import sys
 import tempfile
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]  # the clone: lectures/ and results/ lie here
+FOLDERS = ("COURSE_DATA", "COURSE_CACHE", "COURSE_STATE", "COURSE_LECTURES", "COURSE_RESULTS")
+# What a shell would have removed or replaced: blanks and quotes around a value, $NAME, %NAME%
+LITERAL = re.compile(
+    r"""^['`‘’\s]|['`‘’\s]$|["“”„\x00-\x1f\x7f\ufeff]|\$[A-Za-z_({]|%[A-Za-z_]\w*%"""
+)
 
 
-def folder(variable: str, default: str | Path) -> Path:
-    """The folder that an environment variable names, or the default."""
-    return Path(os.environ.get(variable) or default).expanduser().resolve()
+def folder(name: str, value: str) -> Path:
+    """The folder that ``value`` names, as a full path; ``~`` is the user's home.
+
+    Raises:
+        ValueError: ``value`` names no folder, or a shell left something in it. ``name`` says whose
+            value it is.
+    """
+    if LITERAL.search(value):
+        raise ValueError(
+            f"{name} is {value!r}; leave out quotes, and blanks or line ends around the path, "
+            "and write out names such as $HOME."
+        )
+    try:
+        return Path(value).expanduser().resolve()
+    except (OSError, RuntimeError) as error:
+        raise ValueError(
+            f"{name} is {value!r}, which names no folder here ({error}); give its full path."
+        ) from error
+
+
+def named(variable: str, default: Callable[[], str]) -> Path:
+    """The folder that an environment variable names, or the default. Empty counts as unset."""
+    value = os.environ.get(variable)
+    if value:
+        return folder(variable, value)
+    try:
+        return Path(default()).expanduser().resolve()
+    except RuntimeError as error:
+        raise ValueError(
+            f"{variable} is not set, and this user has no home folder; set it to a folder to use."
+        ) from error
+
+
+def environment(**variables: str) -> dict[str, str]:
+    """The environment for a child process: ours and ``variables``, with full paths of folders.
+
+    A child may start elsewhere, where a relative path is another folder.
+    """
+    found = os.environ | variables
+    for variable in FOLDERS:
+        if found.get(variable):
+            found[variable] = str(folder(variable, found[variable]))
+    return found
+
+
+def check_writable(name: str, place: Path) -> None:
+    """Makes the folder ``place``; refuses one that cannot be written. ``name`` says whose it is."""
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=place):
+            pass
+    except OSError as error:
+        raise ValueError(
+            f"{place} cannot be written ({error.strerror}). Set {name} to a folder of your own."
+        ) from error
 
 
 def user_dirs():
@@ -24,12 +86,12 @@ def user_dirs():
 
 def data_dir() -> Path:
     """Data sets (``COURSE_DATA``, else the user's cache folder)."""
-    return folder("COURSE_DATA", user_dirs().user_cache_dir + "/data")
+    return named("COURSE_DATA", lambda: user_dirs().user_cache_dir + "/data")
 
 
 def cache_dir() -> Path:
     """Trained weights (``COURSE_CACHE``, else the user's cache folder). Safe to delete."""
-    return folder("COURSE_CACHE", user_dirs().user_cache_dir)
+    return named("COURSE_CACHE", lambda: user_dirs().user_cache_dir)
 
 
 def state_dir() -> Path:
@@ -37,17 +99,42 @@ def state_dir() -> Path:
 
     Never safe to delete.
     """
-    return folder("COURSE_STATE", user_dirs().user_data_dir)
+    return named("COURSE_STATE", lambda: user_dirs().user_data_dir)
 
 
 def lectures_dir() -> Path:
     """The notebooks (``COURSE_LECTURES``, else ``lectures/`` of the clone)."""
-    return folder("COURSE_LECTURES", ROOT / "lectures")
+    return named("COURSE_LECTURES", lambda: str(ROOT / "lectures"))
 
 
 def results_dir() -> Path:
     """Recorded runs (``COURSE_RESULTS``, else ``results/`` of the clone)."""
-    return folder("COURSE_RESULTS", ROOT / "results")
+    return named("COURSE_RESULTS", lambda: str(ROOT / "results"))
+
+
+PLAIN = str.maketrans("●○✔✘−–—→←×·…", "*o+x---><x..")
+
+
+def plain(error: UnicodeEncodeError) -> tuple[str, int]:
+    """Gives ASCII for what a stream cannot encode; the name of this handler is ``plain``."""
+    wrong = error.object[error.start : error.end].translate(PLAIN)
+    return wrong.encode("ascii", "replace").decode(), error.end
+
+
+codecs.register_error("plain", plain)
+
+
+def say(text: str, *, error: bool = False) -> None:
+    """Prints ``text`` at once on standard output, or on standard error.
+
+    Characters that the stream cannot encode become plain ones, or ``?``.
+    """
+    stream = sys.stderr if error else sys.stdout
+    encoding = getattr(stream, "encoding", None) or "ascii"
+    for trial in ("utf-8", encoding, "ascii"):
+        with suppress(UnicodeEncodeError, LookupError):  # a stream may name a wrong encoding
+            print(text.encode(trial, "plain").decode(trial), file=stream, flush=True)
+            return
 
 
 def write_atomic(path: Path, content: bytes | str) -> None:

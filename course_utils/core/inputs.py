@@ -4,6 +4,7 @@ Every message names the argument, what it got and the cure.
 """
 
 import inspect
+import math
 import warnings
 from collections.abc import Iterable
 from numbers import Integral
@@ -13,6 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from course_utils.core.geometry import Norm, check_norm
 from course_utils.core.training import predict
 
 Pixels = Float[Tensor, "n c h w"]
@@ -30,10 +32,21 @@ def check_images(name: str, x: Tensor) -> None:
             f"{name} is {described(x)}; "
             "give a batch of float images, shape (N, C, H, W); one image is x[None]."
         )
+    check_precision(name, x)
     if len(x) and not (x.min() >= 0 and x.max() <= 1):  # written so that NaN fails too
         raise ValueError(
             f"{name} reaches from {x.min():.4g} to {x.max():.4g}; "
             "scale images to [0,1] (a normalisation belongs inside the model)."
+        )
+
+
+def check_precision(name: str, x: Tensor) -> None:
+    """Refuses half precision, in which x + δ can be rounded out of the ball around x."""
+    if x.dtype not in (torch.float32, torch.float64):
+        raise ValueError(
+            f"{name} is {x.dtype}, too coarse to keep a perturbation within eps; give "
+            f"{name}.float(). A model in half precision converts inside its forward: "
+            "self.net(x.half()).float()."
         )
 
 
@@ -74,26 +87,48 @@ def check_count(name: str, value: int, least: int) -> None:
         raise ValueError(f"{name} is {value!r}; give a whole number, {least} or more.")
 
 
+def between(value, low: float, high: float) -> bool:
+    """Whether ``value`` is a number in [low, high]; NaN is none."""
+    try:
+        return bool(low <= value <= high)
+    except (TypeError, ValueError, RuntimeError):
+        return False
+
+
 def check_eps(eps: float) -> None:
     """Refuses a bound outside [0, 1]."""
-    if not 0 <= eps <= 1:  # written so that NaN fails too
+    if not between(eps, 0, 1):
         raise ValueError(f"eps is {eps!r}; give a bound between 0 and 1, in pixels of [0,1].")
 
 
 def check_share(name: str, value: float, what: str) -> None:
     """Refuses a share outside [0, 1]; ``what`` says the share of what."""
-    if not 0 <= value <= 1:
+    if not between(value, 0, 1):
         raise ValueError(f"{name} is {value!r}; give the share of {what}, between 0 and 1.")
 
 
 def check_size(name: str, value: float | Tensor, x: Tensor) -> None:
     """Refuses what is not a finite number of 0 or more, or one such number per image."""
-    value = torch.as_tensor(value)
-    finite = torch.isfinite(value).all() and (value >= 0).all()
-    if not finite or value.dim() > 1 or (value.dim() and len(value) != len(x)):
+    try:
+        size = torch.as_tensor(value)
+        fits = bool((size >= 0).all() and size.isfinite().all())
+    except (TypeError, ValueError, RuntimeError):  # no number at all
+        fits = False
+    if not fits or size.shape not in ((), x.shape[:1]):
+        got = value.tolist() if isinstance(value, Tensor) else repr(value)
         raise ValueError(
-            f"{name} is {value.tolist()}; "
-            "give a finite number of 0 or more (eps may hold one per image)."
+            f"{name} is {got}; give a finite number of 0 or more (eps may hold one per image)."
+        )
+
+
+def check_ball(norm: Norm, eps: float | Tensor) -> None:
+    """Refuses an unknown norm; warns of an L∞ ball that holds every image."""
+    radii = torch.as_tensor(eps)
+    if check_norm(norm) == math.inf and (radii > 1).any():
+        warnings.warn(
+            f"eps is {radii.max():g}: with pixels in [0,1] such a ball in L∞ holds every image. "
+            "Grey levels are divided by 255, such as eps=8/255.",
+            stacklevel=caller_level(),
         )
 
 
@@ -113,12 +148,15 @@ def check_input(
     target: Tensor | None = None,
     *,
     steps: int = 0,
+    restarts: int = 1,
+    norm: Norm | None = None,
     **sizes: float | Tensor | None,
 ) -> tuple[Tensor, Tensor, int]:
     """Checks what an attack is given; returns ``x`` without its graph, the labels, and the sign.
 
     The sign is 1 where the loss of ``y`` is to grow and −1 where that of ``target`` is to fall.
-    ``sizes`` are finite numbers of 0 or more. Warns of a model that seems to give probabilities.
+    ``sizes`` are finite numbers of 0 or more; with a ``norm``, ``eps`` is a radius. Warns of a
+    model that seems to give probabilities, and of an ``eps`` in grey levels.
 
     Raises:
         ValueError: what is wrong, by the argument's name, with the cure.
@@ -127,26 +165,45 @@ def check_input(
     check_images("x", x)
     check_labels(name, labels, x)
     check_count("steps", steps, 0)
+    check_count("restarts", restarts, 1)
     for argument, value in sizes.items():
-        if value is not None:  # a size that has a default of its own
+        if value is not None or argument == "eps":  # other sizes have defaults of their own
             check_size(argument, value, x)
+    if norm is not None:
+        check_ball(norm, sizes["eps"])
     if len(x):
-        check_logits(predict(model, x[:8]), name, labels)
+        check_logits(first_outputs(model, x[:8]), name, labels)
     return x.detach(), labels, sign
 
 
-def check_logits(logits: Tensor, name: str, labels: Tensor) -> None:
-    """Refuses outputs that are no logits of the classes in ``labels``; warns of probabilities."""
+def first_outputs(model: nn.Module, x: Tensor) -> Tensor:
+    """``predict``; what PyTorch does not accept is a ``ValueError`` too."""
+    try:
+        return predict(model, x)
+    except RuntimeError as error:
+        raise ValueError(
+            f"model cannot take x ({described(x)}): {error}. "
+            "Give images of the shape and type that the model was built for."
+        ) from error
+
+
+def check_classes(logits: Tensor, name: str, labels: Tensor) -> None:
+    """Refuses outputs that are no logits, (N, K), and labels that are none of the K classes."""
     if logits.dim() != 2 or logits.shape[1] < 2:
         raise ValueError(
-            f"model gives shape {tuple(logits.shape)} for {len(labels[:8])} images; "
+            f"model gives shape {tuple(logits.shape)} for {len(logits)} images; "
             "it must give logits of two or more classes, (N, K)."
         )
-    if labels.min() < 0 or labels.max() >= logits.shape[1]:
+    if len(labels) and (labels.min() < 0 or labels.max() >= logits.shape[1]):
         raise ValueError(
             f"{name} reaches from {labels.min()} to {labels.max()}; "
             f"the model knows classes 0 to {logits.shape[1] - 1}."
         )
+
+
+def check_logits(logits: Tensor, name: str, labels: Tensor) -> None:
+    """``check_classes``; warns of outputs that seem to be probabilities."""
+    check_classes(logits, name, labels)
     total = logits.sum(1)
     if (logits >= 0).all() and torch.allclose(total, torch.ones_like(total), atol=1e-4):
         warnings.warn(

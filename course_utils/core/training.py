@@ -4,10 +4,9 @@ A defence is another ``objective``, never another loop.
 """
 
 import json
-import math
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -29,7 +28,7 @@ def cross_entropy(
     model: nn.Module, x: Float[Tensor, "n c h w"], y: Int[Tensor, "n"]
 ) -> Float[Tensor, ""]:
     """The usual objective: mean cross-entropy of the batch."""
-    return F.cross_entropy(model(x), y)
+    return F.cross_entropy(outputs(model, x), y)
 
 
 def rmsprop(parameters) -> torch.optim.Optimizer:
@@ -61,9 +60,18 @@ class History:
 
 
 class eval_mode:
-    """Context with ``model`` in eval mode; afterwards every submodule has the flag it had."""
+    """Context with ``model`` in eval mode; afterwards every submodule has the flag it had.
+
+    Raises:
+        ValueError: ``model`` is no ``nn.Module``.
+    """
 
     def __init__(self, model: nn.Module):
+        if not isinstance(model, nn.Module):
+            raise ValueError(
+                f"model is a {type(model).__name__}; give an nn.Module. "
+                "A function becomes one when a forward calls it."
+            )
         self.model = model
 
     def __enter__(self) -> nn.Module:
@@ -75,17 +83,79 @@ class eval_mode:
             module.training = flag
 
 
+@contextmanager
+def gradients_on() -> Iterator[None]:
+    """Context, or decorator, in which gradients exist, whatever the caller has switched off."""
+    with torch.inference_mode(False), torch.enable_grad():
+        yield
+
+
+def outputs(model: nn.Module, x: Float[Tensor, "n ..."]) -> Float[Tensor, "n ..."]:
+    """What ``model`` gives for ``x`` in its present mode; all calls of a model go through here.
+
+    The model gets a copy: one that normalises in place would change the caller's images.
+
+    Raises:
+        ValueError: the model gives no tensor, not one row per image, NaN or +inf. (−inf is the
+            logit of a class that cannot be.)
+    """
+    return checked_outputs(model(x.clone()), x)
+
+
+def checked_outputs(result, x: Float[Tensor, "n ..."]) -> Float[Tensor, "n ..."]:
+    """``result``, if it can be what a model gives for ``x``; see ``outputs``."""
+    if not isinstance(result, Tensor):
+        raise ValueError(
+            f"model gives a {type(result).__name__}; wrap it in a model that gives the logits "
+            "alone, such as result[0] or result['logits']."
+        )
+    if result.dim() < 2 or len(result) != len(x):
+        raise ValueError(
+            f"model gives shape {tuple(result.shape)} for {len(x)} images; "
+            "it must give one row per image, (N, K), also for a single image."
+        )
+    if not (result < torch.inf).all():  # written so that NaN fails too
+        raise ValueError(
+            "model gives NaN or infinite numbers: has its training diverged? "
+            "Train it anew with smaller steps; nothing can be said about this one."
+        )
+    return result
+
+
 def predict(
     model: nn.Module, x: Float[Tensor, "n c h w"], batch_size: int = 1000
 ) -> Float[Tensor, "n k"]:
-    """Logits in eval mode without gradients, in batches; the model is left as found."""
+    """``outputs`` in eval mode without gradients, in batches; the model is left as found."""
     with torch.no_grad(), eval_mode(model):
-        return torch.cat([model(batch) for batch in x.split(batch_size)])
+        return torch.cat([outputs(model, batch) for batch in x.split(batch_size)])
+
+
+def share(hits: Tensor) -> float:
+    """The share of entries that are true, in [0,1]; ValueError without entries."""
+    if not hits.numel():
+        raise ValueError("There are no images, so no share can be measured; give one or more.")
+    return hits.float().mean().item()
 
 
 def accuracy(model: nn.Module, images: Images) -> float:
-    """Share of ``images`` classified correctly, in [0,1]."""
-    return (predict(model, images.x).argmax(1) == images.y).float().mean().item()
+    """Share of ``images`` classified correctly, in [0,1].
+
+    Raises:
+        ValueError: no images, or a model that gives NaN.
+    """
+    return share(predict(model, images.x).argmax(1) == images.y)
+
+
+def batches(rows: Int[Tensor, "n"], size: int) -> list[Int[Tensor, "m"]]:
+    """``rows`` in batches of ``size``; a last one of one image joins the batch before it.
+
+    Batch norm cannot learn from one image.
+    """
+    parts = list(rows.split(size))
+    if size > 1 and len(parts) > 1 and len(parts[-1]) == 1:
+        single = parts.pop()
+        parts[-1] = torch.cat([parts[-1], single])
+    return parts
 
 
 class Run:
@@ -107,7 +177,7 @@ class Run:
         self.model.train()
         total = torch.zeros((), device=images.x.device)
         order = torch.randperm(len(images), generator=self.order).to(images.x.device)
-        for rows in order.split(batch_size):
+        for rows in batches(order, batch_size):
             loss = objective(self.model, images.x[rows], images.y[rows])
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()
@@ -115,6 +185,11 @@ class Run:
             if self.rates:
                 self.rates.step()
             total += loss.detach() * len(rows)
+        if total.isnan():
+            raise ValueError(
+                f"The loss of epoch {len(self.history.loss) + 1} is NaN: the training has "
+                "diverged. Use a smaller learning rate, or look for 0/0 in the objective."
+            )
         self.history.loss.append(total.item() / len(images))
         self.history.seconds.append(time.perf_counter() - started)
 
@@ -159,6 +234,7 @@ def share_done(schedule: Callable[[float], float], total: int, done: int) -> flo
     return schedule(done / total)
 
 
+@gradients_on()
 def fit(
     model: nn.Module,
     images: Images,
@@ -184,11 +260,13 @@ def fit(
     between epochs; called again, it goes on from there. The model is left in eval mode.
 
     Raises:
-        ValueError: no epochs, an empty batch, or images on another device than the model.
+        ValueError: no epochs, no images, an empty batch, images on another device than the model, a
+            model without parameters to train, or a training that diverges (NaN).
     """
     check_training(model, images, epochs, batch_size)
     model.to(memory_format=torch.channels_last)  # a fifth faster on CPUs; the numbers mean the same
-    run = Run(model, optimizer, schedule, epochs * math.ceil(len(images) / batch_size), seed)
+    total = epochs * len(batches(torch.arange(len(images)), batch_size))
+    run = Run(model, optimizer, schedule, total, seed)
     sample = images[: min(len(images), 10_000)]
     with runtime.seeded(seed):
         if checkpoint:
@@ -212,12 +290,34 @@ def check_training(model: nn.Module, images: Images, epochs: int, batch_size: in
     """Refuses what ``fit`` cannot train with."""
     if epochs < 1 or batch_size < 1:
         raise ValueError(f"epochs is {epochs} and batch_size {batch_size}; both must be 1 or more.")
-    device = next(model.parameters()).device
+    if not len(images):
+        raise ValueError("images is empty; give one image or more.")
+    fill_lazy_layers(model, images)
+    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if not learning:
+        raise ValueError("model has no parameters to train: it has none at all, or all are frozen.")
+    if min(batch_size, len(images)) == 1 and has_layer(model, nn.BatchNorm1d):
+        raise ValueError(
+            "A batch has one image, from which batch norm cannot learn; "
+            "give two images or more and batch_size 2 or more."
+        )
+    device = learning[0].device
     if images.x.device != device:
         raise ValueError(
             f"images are on {images.x.device} and the model on {device}; "
             f"move one: images.to({str(device)!r})."
         )
+
+
+def has_layer(model: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether a layer of this kind is part of the model."""
+    return any(isinstance(module, kind) for module in model.modules())
+
+
+def fill_lazy_layers(model: nn.Module, images: Images) -> None:
+    """Gives lazy layers their shapes, by a look at one image."""
+    if any(nn.parameter.is_lazy(parameter) for parameter in model.parameters()):
+        predict(model, images.x[:1])
 
 
 def late_drop(t: float) -> float:
@@ -230,6 +330,7 @@ def triangle(t: float) -> float:
     return t / 0.2 if t < 0.2 else (1 - t) / 0.8
 
 
+@gradients_on()
 def trained(
     build: Callable[[], nn.Module], images: Images, *, seed: int = 0, **settings
 ) -> tuple[nn.Module, History]:
@@ -252,6 +353,7 @@ def trained(
         )
     with runtime.seeded(seed):
         model = build().to(images.x.device)
+        fill_lazy_layers(model, images)
     defaults = {"objective": cross_entropy, "optimizer": rmsprop, "validation": None}
     ingredients = defaults | settings
     verbose = ingredients.pop("verbose", True)
@@ -275,6 +377,16 @@ def read_history(path: Path, model: nn.Module) -> History | None:
     return metadata and History(**json.loads(metadata["history"]))
 
 
+def side_of(images: Images) -> int:
+    """The side of square images, in pixels; ValueError for others."""
+    height, width = images.x.shape[2:]
+    if height != width:
+        raise ValueError(
+            f"images are {height}×{width}, but this network takes square ones; cut or pad them."
+        )
+    return height
+
+
 def slides_network(
     train: Images, validation: Images, seed: int = 0, *, verbose: bool = False
 ) -> tuple[nn.Module, History]:
@@ -283,8 +395,8 @@ def slides_network(
     With fewer epochs at quick scale. As on the slides, ``validation`` is the test set; it is looked
     at, never chosen by.
     """
-    channels, size = train.x.shape[1:3]
-    classes = len(train.classes)
-    build = partial(models.slides_cnn, channels=channels, size=size, classes=classes)
+    channels = train.x.shape[1]
+    size = side_of(train)
+    build = partial(models.slides_cnn, channels=channels, size=size, classes=len(train.classes))
     epochs = runtime.pick(quick=3, full=10)
     return trained(build, train, seed=seed, epochs=epochs, validation=validation, verbose=verbose)

@@ -14,6 +14,7 @@ What all of them keep (``tests/methods/test_attacks.py`` holds them to it):
 Bad input is a ``ValueError`` that names the argument, what it got and the cure.
 """
 
+import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
 
@@ -23,21 +24,23 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from course_utils.core.geometry import Norm, check_norm, per_sample, project, steepest
+from course_utils.core.geometry import Norm, per_sample, project, steepest
 from course_utils.core.geometry import norm as size_of
 from course_utils.core.inputs import (
     Labels,
     Pixels,
+    caller_level,
     check_choice,
-    check_count,
+    check_classes,
     check_input,
+    check_labels,
     check_like,
     chunks,
     goal,
     one_each,
     rows_of,
 )
-from course_utils.core.training import eval_mode, predict
+from course_utils.core.training import eval_mode, gradients_on, outputs, predict, share
 
 OnStep = Callable[[int, Tensor], None]
 PerImageLoss = Callable[[Tensor, Tensor], Tensor]  # (logits (N, K), labels (N,)) -> losses (N,)
@@ -71,18 +74,50 @@ def margin(logits: Float[Tensor, "n k"], y: Labels) -> Float[Tensor, "n"]:
     gradient of the margin does not vanish when the model is confident, where float32 turns the
     softmax into exact zeros and ones. Every attack that uses only the direction climbs the margin.
     """
+    check_labels("y", y, logits)
     others = logits.masked_fill(F.one_hot(y, logits.shape[1]).bool(), -torch.inf)
     return others.logsumexp(1) - logits.gather(1, y[:, None]).squeeze(1)
+
+
+def lead(
+    logits: Float[Tensor, "n k"], labels: Labels
+) -> tuple[Float[Tensor, "n"], Float[Tensor, "n"]]:
+    """By how much the best other class leads over the label, and what rounding can blur of it.
+
+    The blur is 1e-5 of these two logits, or the precision of a coarser type than float32. The other
+    logits, such as those of masked classes, do not count.
+    """
+    check_labels("labels", labels, logits)
+    own = logits.gather(1, labels[:, None]).squeeze(1)
+    best = logits.scatter(1, labels[:, None], -torch.inf).amax(1)
+    size = torch.maximum(own.abs(), best.abs())
+    blur = max(1e-5, torch.finfo(logits.dtype).eps) * (1 + size.masked_fill(size.isinf(), 0))
+    return best - own, blur.detach()
 
 
 def fooled(logits: Float[Tensor, "n k"], labels: Labels, sign: int, times: int = 1):
     """Whether another class than the label leads (sign 1), or the label leads (sign −1).
 
-    The lead must exceed ``times`` what float32 could blur.
+    The lead must exceed ``times`` what rounding can blur.
     """
-    own = logits.gather(1, labels[:, None]).squeeze(1)
-    others = logits.masked_fill(F.one_hot(labels, logits.shape[1]).bool(), -torch.inf)
-    return sign * (others.amax(1) - own) > times * 1e-5 * (1 + logits.abs().amax(1))
+    ahead, blur = lead(logits, labels)
+    return sign * ahead > times * blur
+
+
+def warn_of_undecided(ahead: Tensor, blur: Tensor) -> None:
+    """Warns of images that cannot be judged since the logits are equal, or too large to compare.
+
+    An image just at the boundary of a usual model causes no warning.
+    """
+    undecided = (ahead.abs() <= blur) & ((ahead == 0) | (blur > 1e-3))
+    if undecided.any():
+        warnings.warn(
+            f"{undecided.sum()} of {len(ahead)} images are undecided: the logits of the label and "
+            f"of the best other class differ by less than {blur[undecided].max():.2g}, which "
+            "rounding can blur. Does the model add a large number to all logits? Leave it out, or "
+            "judge in float64.",
+            stacklevel=caller_level(),
+        )
 
 
 # --------------------------------------------------------------------------- what attacks share
@@ -92,16 +127,26 @@ def gradient(value: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tens
     """Gradient of ``value(x)`` (one number per image) with respect to ``x`` alone, and the values.
 
     The numbers are summed, not averaged, so each image gets the gradient of its own value.
+
+    Raises:
+        ValueError: a gradient of NaN.
     """
-    with torch.enable_grad():  # the caller may have switched gradients off
-        x = x.detach().requires_grad_()
+    with gradients_on():
+        x = (x.clone() if x.is_inference() else x).detach().requires_grad_()
         values = value(x)
-        return torch.autograd.grad(values.sum(), x)[0], values.detach()
+        slope = torch.autograd.grad(values.sum(), x)[0]
+    if slope.isnan().any():
+        raise ValueError(
+            "The model's gradient is NaN, so no attack can follow it. "
+            "Look for 0/0, or the root of 0, in the model."
+        )
+    return slope, values.detach()
 
 
 def loss_gradient(model: nn.Module, x: Float[Tensor, "n ..."], y: Labels) -> Tensor:
     """The gradient of ``margin`` with respect to ``x``, in the model's present mode."""
-    return gradient(lambda v: margin(model(v), y), x)[0]
+    check_labels("y", y, x)
+    return gradient(lambda v: margin(outputs(model, v), y.clone()), x)[0]
 
 
 def uphill(value: Callable[[Tensor], Tensor], x: Tensor, p: Norm, box: bool) -> Tensor:
@@ -177,18 +222,48 @@ def succeeded(
 ) -> Bool[Tensor, "n"]:
     """Whether each image is classified as ``target`` or, without one, as anything but ``y``.
 
-    In eval mode. The lead must exceed what rounding in float32 could change, so that the verdict
-    stands in any batch and in float64.
+    In eval mode. The lead must exceed what rounding could change, so that the verdict stands in any
+    batch and in float64. So an image without success need not be robust: see ``withstood``. Warns
+    of images that cannot be judged.
     """
-    labels, sign, _ = goal(y, target)
-    return fooled(predict(model, x_adv), labels, sign)
+    labels, sign, name = goal(y, target)
+    ahead, blur = judged(model, x_adv, name, labels)
+    warn_of_undecided(ahead, blur)
+    return sign * ahead > blur
+
+
+def judged(model: nn.Module, x_adv: Pixels, name: str, labels: Labels) -> tuple[Tensor, Tensor]:
+    """``lead`` of the images, once the labels are checked."""
+    check_labels(name, labels, x_adv)
+    logits = predict(model, x_adv)
+    check_classes(logits, name, labels)
+    return lead(logits, labels)
 
 
 def success_rate(
     model: nn.Module, x_adv: Pixels, y: Labels | None = None, target: Labels | None = None
 ) -> float:
     """Share of images for which the attack ``succeeded``, in [0,1]."""
-    return succeeded(model, x_adv, y, target).float().mean().item()
+    return share(succeeded(model, x_adv, y, target))
+
+
+def withstood(model: nn.Module, x_adv: Pixels, y: Labels) -> Bool[Tensor, "n"]:
+    """Whether each image is classified as ``y``, in eval mode: the logit of y above all others."""
+    return judged(model, x_adv, "y", y)[0] < 0
+
+
+def robust_accuracy(model: nn.Module, x_adv: Pixels, y: Labels) -> float:
+    """Share of images that ``model`` still classifies as ``y`` under the attack, in [0,1].
+
+    What the model gets wrong never counts as robust: not an image whose label shares the first
+    place with another class, not one on which the attack was too unsure of its success to say so.
+    On the images as they are it is the accuracy. It bounds the true robustness from above: a
+    better attack can leave less.
+
+    Raises:
+        ValueError: no images, labels that do not fit, or a model that gives NaN.
+    """
+    return share(withstood(model, x_adv, y))
 
 
 # -------------------------------------------------------------------------------------- attacks
@@ -224,7 +299,7 @@ def fake_image(
 
     def move(step: int, rows: Tensor, now: Tensor) -> Tensor:
         def objective(v: Tensor) -> Tensor:
-            return loss(model(v), target[rows]) + smoothness * roughness(v)
+            return loss(outputs(model, v), target[rows]) + smoothness * roughness(v)
 
         return clip(now - step_size * gradient(objective, now)[0], box)
 
@@ -251,7 +326,7 @@ def untargeted(
     x, y, _ = check_input(model, x, y, steps=steps, step_size=step_size)
 
     def move(step: int, rows: Tensor, now: Tensor) -> Tensor:
-        g, _ = gradient(lambda v: margin(model(v), y[rows]), now)
+        g, _ = gradient(lambda v: margin(outputs(model, v), y[rows]), now)
         largest = size_of(g, "inf")
         scaled = g / per_sample(torch.where(largest > 0, largest, 1), g)
         return (now + step_size * scaled).clamp(0, 1)
@@ -299,39 +374,38 @@ def targeted(
     x, target, _ = check_input(model, x, target=target, steps=steps, lam=lam, step_size=step_size)
     measure = DISTANCES[check_choice("distance", distance, DISTANCES)]
     start = x if start is None else check_like("start", start, x).detach()
-    best = Lowest(start)
+
+    def objective(rows: Tensor, v: Tensor) -> Tensor:
+        return loss(outputs(model, v), target[rows]) + lam * measure(v - x[rows])
+
+    best = Lowest(start, objective)
     adam = Adam(x, step_size)
 
-    def judged(rows: Tensor, now: Tensor) -> Tensor:
-        def objective(v: Tensor) -> Tensor:
-            return loss(model(v), target[rows]) + lam * measure(v - x[rows])
-
-        slope, value = gradient(objective, now)
-        best.keep(rows, now, value)
-        return slope
-
     def move(step: int, rows: Tensor, now: Tensor) -> Tensor:
-        return (now - adam.stride(step, rows, judged(rows, now))).clamp(0, 1)
+        return (now - adam.stride(step, rows, best.slope(rows, now))).clamp(0, 1)
 
     x_adv = walk(model, start.clone(), steps, move, on_step)
     with eval_mode(model):
         for rows in chunks(rows_of(x)):
-            judged(rows, x_adv[rows])
+            best.slope(rows, x_adv[rows])
     return best.x
 
 
 class Lowest:
-    """The images with the lowest value so far, for some rows of a batch at a time."""
+    """The images with the lowest ``objective(rows, x[rows])`` so far, for some rows at a time."""
 
-    def __init__(self, x: Tensor):
+    def __init__(self, x: Tensor, objective: Callable[[Tensor, Tensor], Tensor]):
         self.x = x.clone()
         self.value = torch.full_like(x.flatten(1)[:, 0], torch.inf)
+        self.objective = objective
 
-    def keep(self, rows: Tensor, x: Tensor, value: Tensor) -> None:
-        """Keeps those of ``x`` whose value is lower than any before."""
+    def slope(self, rows: Tensor, x: Tensor) -> Tensor:
+        """The gradient at ``x``; keeps the images whose value is lower than any before."""
+        slope, value = gradient(partial(self.objective, rows), x)
         better = value < self.value[rows]
         self.value[rows[better]] = value[better]
         self.x[rows[better]] = x[better]
+        return slope
 
 
 class Adam:
@@ -366,11 +440,10 @@ def fgsm(
     L∞; ``norm`` 2 and 1 follow from the same formula. Up the loss of ``y``, or down that of
     ``target`` when one is given.
     """
-    x, labels, sign = check_input(model, x, y, target, eps=eps)
-    p = check_norm(norm)
+    x, labels, sign = check_input(model, x, y, target, eps=eps, norm=norm)
 
     def direction(rows: Tensor, now: Tensor) -> Tensor:
-        return uphill(lambda v: sign * margin(model(v), labels[rows]), now, p, box)
+        return uphill(lambda v: sign * margin(outputs(model, v), labels[rows]), now, norm, box)
 
     return one_step(model, x, eps, box, direction)
 
@@ -399,7 +472,7 @@ def adv_loss_sign(
     x, y, _ = check_input(model, x, y, eps=eps)
 
     def direction(rows: Tensor, now: Tensor) -> Tensor:
-        return steepest(uphill(lambda v: margin(model(v), y[rows]), now, "inf", box), 2)
+        return steepest(uphill(lambda v: margin(outputs(model, v), y[rows]), now, "inf", box), 2)
 
     return one_step(model, x, eps, box, direction)
 
@@ -431,20 +504,19 @@ def pgd(
     margin. With ``early_stop=True`` an image rests once the attack has succeeded. Steps are counted
     on through the restarts.
     """
-    x, labels, sign = check_input(model, x, y, target, steps=steps, eps=eps, step_size=step_size)
-    check_count("restarts", restarts, 1)
-    p = check_norm(norm)
+    numbers = {"eps": eps, "step_size": step_size, "steps": steps, "restarts": restarts}
+    x, labels, sign = check_input(model, x, y, target, norm=norm, **numbers)
     radius = one_each(eps, x)
     stride = one_each(step_length(step_size, radius, steps), x)
 
     def move(step: int, rows: Tensor, now: Tensor) -> Tensor:
-        ascent = uphill(lambda v: sign * margin(model(v), labels[rows]), now, p, box)
+        ascent = uphill(lambda v: sign * margin(outputs(model, v), labels[rows]), now, norm, box)
         delta = now + per_sample(stride[rows], now) * ascent - x[rows]
-        return clip(x[rows] + project(delta, radius[rows], p), box)
+        return clip(x[rows] + project(delta, radius[rows], norm), box)
 
     def run(restart: int) -> Tensor:
         random = steps and (random_start or restart)
-        start = random_point(x, radius, p, box, seed, restart) if random else x.clone()
+        start = random_point(x, radius, norm, box, seed, restart) if random else x.clone()
         return walk(model, start, steps, move, on_step, finished=stop, before=restart * steps)
 
     seed = drawn_seed(generator)
@@ -485,7 +557,9 @@ def drawn_seed(generator: torch.Generator | None) -> int:
     return int(torch.randint(2**31, (1,), generator=generator, device=generator.device))
 
 
-def random_point(x: Tensor, radius: Tensor, p: Norm, box: bool, seed: int, restart: int) -> Tensor:
+def random_point(
+    x: Tensor, radius: Tensor, norm: Norm, box: bool, seed: int, restart: int
+) -> Tensor:
     """A random point of each image's ball: uniform in [−radius, radius], then projected.
 
     Image i draws from a stream of its own, so its start depends on seed, restart and i alone.
@@ -496,5 +570,5 @@ def random_point(x: Tensor, radius: Tensor, p: Norm, box: bool, seed: int, resta
         noise = np.stack([stream.random(x.shape[1:], dtype=np.float32) for stream in streams])
         length = per_sample(radius[rows], x)
         delta = length * (2 * torch.from_numpy(noise).to(x) - 1)
-        x_adv[rows] = clip(x[rows] + project(delta, radius[rows], p), box)
+        x_adv[rows] = clip(x[rows] + project(delta, radius[rows], norm), box)
     return x_adv

@@ -6,8 +6,19 @@ It needs torchattacks, which ``make test`` installs.
 import torch
 from torch import nn
 
-from course_utils.core.inputs import Labels, Pixels
-from course_utils.core.training import eval_mode
+from course_utils.core.inputs import Labels, Pixels, check_input
+from course_utils.core.training import eval_mode, gradients_on, outputs, predict
+
+
+class Guarded(nn.Module):
+    """A model whose calls all go through ``outputs``."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Pixels):
+        return outputs(self.model, x)
 
 
 def autoattack(
@@ -19,7 +30,15 @@ def autoattack(
 
     Raises:
         ImportError: torchattacks is not installed.
+        ValueError: bad input, or fewer than four classes: one of the losses compares four logits.
     """
+    x, y, _ = check_input(model, x, y, eps=eps, norm="inf")
+    classes = predict(model, x[:1]).shape[1]
+    if classes < 4:
+        raise ValueError(
+            f"model has {classes} classes; AutoAttack's DLR loss needs four or more. "
+            "Use attacks.pgd."
+        )
     try:
         import torchattacks
     except ImportError as error:
@@ -28,8 +47,8 @@ def autoattack(
             "pip install --no-deps torchattacks requests."
         ) from error
     batches = zip(x.split(batch_size), y.split(batch_size), strict=True)
-    with eval_mode(model), torch.random.fork_rng():
+    with eval_mode(model), torch.random.fork_rng(), gradients_on():
         attack = torchattacks.AutoAttack(
-            model, norm="Linf", eps=eps, version="standard", n_classes=10, seed=0
+            Guarded(model), norm="Linf", eps=eps, version="standard", n_classes=classes, seed=0
         )
         return torch.cat([attack(images, labels) for images, labels in batches]).detach()

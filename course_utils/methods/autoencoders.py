@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from course_utils.core import cache, runtime
 from course_utils.core.inputs import Pixels, check_count, check_images
 from course_utils.core.models import mlp, sequential
-from course_utils.core.training import predict
+from course_utils.core.training import batches, outputs, predict
 
 Loss = Float[Tensor, ""]
 adam = partial(torch.optim.Adam, lr=1e-3, eps=1e-7)
@@ -78,7 +78,7 @@ def adversarial_autoencoder(channels: int = 1, size: int = 28, latent: int = 2) 
 def plain_loss(
     model: nn.Module, x: Pixels, distance: Callable[[Tensor, Tensor], Loss] = F.mse_loss
 ) -> Loss:
-    return distance(model(x), x)
+    return distance(outputs(model, x), x)
 
 
 def bernoulli_kl(p: float, q: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
@@ -188,7 +188,8 @@ def train(
         game = latent_game(model) if kind == "adversarial" else None
     optimizer = recipe.optimizer(model.parameters())
     for epoch in range(1, epochs + 1):
-        for rows in torch.randperm(len(x), generator=generator).to(x.device).split(batch_size):
+        order = torch.randperm(len(x), generator=generator).to(x.device)
+        for rows in batches(order, batch_size):
             take_step(optimizer, recipe.loss(model, x[rows]))
             if game:
                 game(x[rows], generator)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from jaxtyping import Bool, Float
@@ -9,8 +10,17 @@ from torch import Tensor, nn
 
 from course_utils.core.geometry import Norm, check_norm, dual_norm, per_sample, steepest
 from course_utils.core.geometry import norm as size_of
-from course_utils.core.inputs import Labels, Pixels, check_count, check_input, chunks, rows_of
-from course_utils.core.training import eval_mode, predict
+from course_utils.core.inputs import (
+    Labels,
+    Pixels,
+    check_count,
+    check_input,
+    check_labels,
+    check_size,
+    chunks,
+    rows_of,
+)
+from course_utils.core.training import eval_mode, gradients_on, outputs, predict
 from course_utils.methods.attacks import (
     OnStep,
     fooled,
@@ -19,6 +29,7 @@ from course_utils.methods.attacks import (
     succeeded,
     walk,
     with_room,
+    withstood,
 )
 
 
@@ -42,14 +53,14 @@ def nearest_boundary(
     model. It needs one backward pass per class, K − 1 times the cost of a loss gradient. With
     ``box=True`` and L1 only pixels count that have room to move in [0,1].
     """
-    p = check_norm(norm)
+    check_labels("y", y, x)
     logits, others, leads, slopes = class_slopes(model, x, y)
     wrong = leads < 0
     sizes = leads.abs().log()
     if softmax:
         slopes, sizes = softmax_slopes(logits, y, others, leads, slopes)
-    slopes = with_room(slopes, x.detach().flatten(1)[:, None], p, box)
-    lengths = dual_norm(slopes.flatten(0, 1), p).view_as(leads)
+    slopes = with_room(slopes, x.detach().flatten(1)[:, None], norm, box)
+    lengths = dual_norm(slopes.flatten(0, 1), norm).view_as(leads)
     # log |distance|; without a slope no boundary is in sight
     far = torch.where(lengths > 0, sizes - lengths.log(), torch.inf)
     passed = far.masked_fill(wrong.any(1, keepdim=True), torch.inf)
@@ -64,9 +75,10 @@ def class_slopes(model: nn.Module, x: Pixels, y: Labels) -> tuple[Tensor, Tensor
 
     Shapes (N, K), (N, K − 1), (N, K − 1) and (N, K − 1, pixels).
     """
-    with torch.enable_grad(), eval_mode(model):
-        x = x.detach().requires_grad_()
-        logits = model(x)
+    with gradients_on(), eval_mode(model):
+        x = (x.clone() if x.is_inference() else x).detach().requires_grad_()
+        y = y.clone()  # a tensor of inference mode could not be part of the graph
+        logits = outputs(model, x)
         others = torch.arange(logits.shape[1] - 1, device=x.device).expand(len(x), -1)
         others = others + (others >= y[:, None])
         leads = (logits.gather(1, y[:, None]) - logits).gather(1, others)
@@ -114,11 +126,10 @@ def adv_alpha(
     Of length ``eps`` along ``nearest_boundary`` (Algorithm 1). The source does not clip:
     ``box=False``.
     """
-    x, y, _ = check_input(model, x, y, eps=eps)
-    p = check_norm(norm)
+    x, y, _ = check_input(model, x, y, eps=eps, norm=norm)
 
     def direction(rows: Tensor, now: Tensor) -> Tensor:
-        return steepest(nearest_boundary(model, now, y[rows], norm=p, box=box)[0], p)
+        return steepest(nearest_boundary(model, now, y[rows], norm=norm, box=box)[0], norm)
 
     return one_step(model, x, eps, box, direction)
 
@@ -159,10 +170,7 @@ def deepfool(
         return at_rest[rows] | beyond(rows, now)
 
     x_adv = walk(model, x.clone(), steps, move, on_step, finished=finished)
-    moved = rows_of(x)[~at_rest]
-    for rows in chunks(moved[beyond(moved, x_adv[moved])] if len(moved) else moved):
-        x_adv[rows] = shortened(x[rows], x_adv[rows], rows, beyond, bisections)
-    return x_adv
+    return shorten(x, x_adv, rows_of(x)[~at_rest], beyond, bisections)
 
 
 def past_boundary(
@@ -177,14 +185,23 @@ def past_boundary(
     return (now + per_sample(length, now) * steepest(direction, p)).clamp(0, 1)
 
 
-def shortened(
+def shorten(
     x: Tensor, x_adv: Tensor, rows: Tensor, beyond: Callable[[Tensor, Tensor], Tensor], rounds: int
 ) -> Tensor:
+    """Brings those of ``rows`` that are ``beyond`` closer to ``x``, in place; returns ``x_adv``."""
+    if len(rows):
+        rows = rows[beyond(rows, x_adv[rows])]
+    for some in chunks(rows):
+        x_adv[some] = shortened(x[some], x_adv[some], partial(beyond, some), rounds)
+    return x_adv
+
+
+def shortened(x: Tensor, x_adv: Tensor, beyond: Callable[[Tensor], Tensor], rounds: int) -> Tensor:
     """The shortest perturbation found by bisection between ``x`` and ``x_adv``."""
     delta = x_adv - x
 
     def reached(share: Tensor) -> Tensor:
-        return beyond(rows, x + per_sample(share, delta) * delta)
+        return beyond(x + per_sample(share, delta) * delta)
 
     start = torch.zeros(len(x), dtype=x.dtype, device=x.device)
     share = per_sample(bisect(reached, start, torch.ones_like(start), rounds), delta)
@@ -216,16 +233,18 @@ def minimal_eps(
     """The smallest ε at which ``pgd`` fools the model on each image, by ``rounds`` bisections.
 
     An upper bound of the true minimal perturbation, never below it: 0 for an image that is
-    misclassified as it is, ``inf`` for one that withstands ``largest``. ``settings`` go to ``pgd``.
+    misclassified as it is, ``inf`` for one that ``withstood`` ``largest``. ``settings`` go to
+    ``pgd``.
     """
+    check_size("largest", largest, x)
 
     def reached(eps: Tensor) -> Tensor:
-        return succeeded(model, pgd(model, x, y, eps=eps, norm=norm, **settings), y)
+        return ~withstood(model, pgd(model, x, y, eps=eps, norm=norm, **settings), y)
 
     start = torch.zeros(len(x), dtype=x.dtype, device=x.device)
     upper = torch.full_like(start, largest)
-    withstood = ~reached(upper)
+    safe = ~reached(upper)
     eps = bisect(reached, start, upper, rounds)
-    eps[withstood] = torch.inf
-    eps[succeeded(model, x, y)] = 0
+    eps[safe] = torch.inf
+    eps[~withstood(model, x, y)] = 0
     return eps

@@ -21,7 +21,7 @@ from torch.func import functional_call
 from course_utils.core import cache, runtime, training
 from course_utils.core.generators import digit_generator, noise_autoencoder
 from course_utils.core.images import Images
-from course_utils.core.inputs import Labels, Pixels, check_count
+from course_utils.core.inputs import Labels, Pixels, check_count, check_eps, first_outputs
 from course_utils.methods.double_backward import quick_second_derivatives
 from course_utils.methods.poisons import perturbed
 
@@ -52,6 +52,7 @@ class Generated:
 # --- first order
 
 
+@training.gradients_on()
 def head_start(
     generator: nn.Module,
     nets: Sequence[nn.Module],
@@ -74,8 +75,10 @@ def head_start(
     """
     check_count("steps", steps, 1)
     check_count("batch_size", batch_size, 1)
+    check_eps(eps)
     if not nets:
         raise ValueError("nets is empty; give at least one trained network.")
+    check_generator(generator, images)
     weights = list(generator.parameters())
     adam = torch.optim.Adam(weights, lr=lr)
     rate = torch.optim.lr_scheduler.LambdaLR(
@@ -89,7 +92,8 @@ def head_start(
         for step in range(steps):
             rows = torch.randint(len(images), (batch_size,), generator=draw).to(images.x.device)
             x = images.x[rows]
-            logits = nets[step % len(nets)]((x + bounded(generator(x), eps)).clamp(0, 1))
+            net = nets[step % len(nets)]
+            logits = training.outputs(net, (x + bounded(generator(x), eps)).clamp(0, 1))
             loss = F.cross_entropy(logits, target(images.y[rows]))
             # By hand, so that the nets get no gradients.
             for weight, slope in zip(weights, torch.autograd.grad(loss, weights), strict=True):
@@ -106,9 +110,20 @@ def slopes_at(
     model: nn.Module, weights: Weights, x: Pixels, y: Labels, create_graph: bool = False
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """The mean cross-entropy L(f_θ(x), y) and ∇_θ L, for θ = ``weights``."""
-    loss = F.cross_entropy(functional_call(model, weights, (x,)), y)
-    slopes = torch.autograd.grad(loss, list(weights.values()), create_graph=create_graph)
-    return loss.detach(), slopes
+    loss = loss_at(model, weights, x, y)
+    return loss.detach(), slopes_of(loss, weights, create_graph)
+
+
+def loss_at(model: nn.Module, weights: Weights, x: Pixels, y: Labels) -> Tensor:
+    """The mean cross-entropy L(f_θ(x), y) for θ = ``weights``."""
+    logits = training.checked_outputs(functional_call(model, weights, (x.clone(),)), x)
+    return F.cross_entropy(logits, y)
+
+
+def slopes_of(loss: Tensor, weights: Weights, create_graph: bool) -> tuple[Tensor, ...]:
+    """The gradient of ``loss`` in each of the weights; zeros where the model leaves some out."""
+    wanted = list(weights.values())
+    return torch.autograd.grad(loss, wanted, create_graph=create_graph, materialize_grads=True)
 
 
 def pseudo_update(model: nn.Module, weights: Weights, x: Pixels, y: Labels, lr: float) -> Weights:
@@ -149,10 +164,13 @@ def confusion_gradient(
     """
     poisoned = poisoned.detach().requires_grad_()
     with quick_second_derivatives():
-        loss = F.cross_entropy(functional_call(model, weights, (poisoned,)), y)
-    slopes = torch.autograd.grad(loss, list(weights.values()), create_graph=True)
+        loss = loss_at(model, weights, poisoned, y)
+    slopes = slopes_of(loss, weights, create_graph=True)
     outcome, v = slopes_at(model, sgd_step(weights, slopes, lr), x, goal)
-    return -lr * torch.autograd.grad(slopes, poisoned, v)[0], outcome
+    # Weights that the model leaves out have no graph.
+    pairs = [(slope, at) for slope, at in zip(slopes, v, strict=True) if slope.requires_grad]
+    reached, towards = zip(*pairs, strict=True)
+    return -lr * torch.autograd.grad(reached, poisoned, towards)[0], outcome
 
 
 # --- learning
@@ -172,6 +190,7 @@ class TrialLog:
     outcome: list[float] = field(default_factory=list)
 
 
+@training.gradients_on()
 def learn(
     images: Images,
     validation: Images,
@@ -210,6 +229,7 @@ def learn(
     """
     for name, count in {"trials": trials, "steps": steps, "batch_size": batch_size}.items():
         check_count(name, count, 1)
+    check_eps(eps)
     with runtime.seeded(seed):
         network = first_generator(generator, images, start)
         model = build()
@@ -235,13 +255,25 @@ def first_generator(
 ) -> nn.Module:
     """The network that ``learn`` begins with, on the device of the images."""
     if build is None:
-        shape = images.x.shape
-        network = noise_autoencoder(16, 32, channels=shape[1], size=shape[2])
+        size = training.side_of(images)
+        network = noise_autoencoder(16, 32, channels=images.x.shape[1], size=size)
     else:
         network = build()
     if start is not None:
         network.load_state_dict(start)
-    return network.to(images.x.device)
+    network.to(images.x.device)
+    check_generator(network, images)
+    return network
+
+
+def check_generator(generator: nn.Module, images: Images) -> None:
+    """Refuses a generator whose noise does not have the shape of the images."""
+    if not len(images):
+        raise ValueError("images is empty; give one image or more.")
+    wanted = tuple(images.x.shape[1:])
+    got = tuple(first_outputs(generator, images.x[:1]).shape[1:])
+    if got != wanted:
+        raise ValueError(f"generator gives noise of shape {got}; images have {wanted}.")
 
 
 class Learning:

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from course_utils.core.geometry import Norm, check_norm, dual_norm, steepest
 from course_utils.core.images import Images
-from course_utils.core.inputs import Labels
+from course_utils.core.inputs import Labels, check_ball, check_labels, check_precision, check_size
+from course_utils.core.training import share
 
 Inputs = Float[Tensor, "n ..."]
 
@@ -50,12 +51,16 @@ def worst_margins(
     Raises:
         ValueError: a model that is not linear, or ``box`` with another norm than L∞.
     """
+    check_size("eps", eps, x)
+    check_ball(norm, eps)
     p = check_norm(norm)
     if box and p != math.inf:
         raise ValueError(
             f"box is True and norm {norm!r}; "
             'inside the box the closed form holds for norm "inf" only. Use attacks.pgd.'
         )
+    check_precision("x", x)
+    check_labels("y", y, x)
     w, b = weights(model)
     flat = x.flatten(1)
     logits = flat @ w.T + b
@@ -103,7 +108,7 @@ def robust_error(
     """
     with torch.no_grad():
         worst = worst_margins(model, images.x, images.y, eps, norm, box=box).amax(1)
-        return (worst >= 0).float().mean().item()
+        return share(worst >= 0)
 
 
 @dataclass(frozen=True)
@@ -154,7 +159,7 @@ def convex_optimum(images: Images, eps: float) -> Optimum:
         )
     if not eps > 0:
         raise ValueError(f"eps is {eps!r}; give a number above 0.")
-    x = images.x.flatten(1).double().cpu().numpy()
+    x = images.x.flatten(1).cpu().double().numpy()  # some devices have no float64
     y = 2.0 * images.y.cpu().numpy() - 1
     weight, bias, objective, _ = minimise(x, y, eps)
     # The p of the optimum lies on the edge of its constraints, that of a smaller eps inside them.

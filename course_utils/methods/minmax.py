@@ -4,7 +4,7 @@ With ``similar=False`` they make it small: unsupervised adversarial examples. So
 ``mutual_information``.
 """
 
-import math
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -14,9 +14,18 @@ from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
 from course_utils.core import runtime
-from course_utils.core.inputs import Labels, Pixels, check_count, check_images, goal, rows_of
-from course_utils.core.training import eval_mode
-from course_utils.methods.attacks import gradient, keep_better
+from course_utils.core.inputs import (
+    Labels,
+    Pixels,
+    between,
+    check_ball,
+    check_count,
+    check_images,
+    goal,
+    rows_of,
+)
+from course_utils.core.training import eval_mode, gradients_on, outputs
+from course_utils.methods.attacks import gradient, keep_better, lead
 from course_utils.methods.mutual_information import Estimator, PerImage
 
 Rows = Int[Tensor, "n"]
@@ -33,6 +42,12 @@ class AttackResult:
     x_adv: Pixels
     information: PerImage
     success: Bool[Tensor, "n"]
+
+    @classmethod
+    def none(cls, x_adv: Pixels) -> "AttackResult":
+        """No success for any image so far."""
+        information = x_adv.new_full((len(x_adv),), torch.nan)
+        return cls(x_adv, information, information > 0)
 
     def keep(self, new: "AttackResult", sign: int, closer: Tensor | bool = False) -> None:
         """Takes from ``new``, in place, the images that are better there.
@@ -64,16 +79,17 @@ def misclassified(
 ) -> Criterion:
     """f = z_y − max_{j≠y} z_j + κ, or max_{j≠t} z_j − z_t + κ with a target: fooled if at most 0.
 
-    The logits must differ by more than float32 could blur (as ``attacks.succeeded`` asks), so that
+    The logits must differ by more than rounding can blur (as ``attacks.succeeded`` asks), so that
     the verdict stands in any batch.
     """
-    labels, sign, _ = goal(y, target)
+    labels, sign, name = goal(y, target)
 
     def criterion(x_adv, rows):
-        logits = model(x_adv)
-        own = logits.gather(1, labels[rows, None]).squeeze(1)
-        other = logits.scatter(1, labels[rows, None], -torch.inf).amax(1)
-        return sign * (own - other) + kappa + 1.1e-5 * (1 + logits.detach().abs().amax(1))
+        logits = outputs(model, x_adv)
+        if len(rows) and rows.max() >= len(labels):
+            raise ValueError(f"{name} has {len(labels)} labels; give one per image.")
+        ahead, blur = lead(logits, labels[rows])
+        return kappa + 1.1 * blur - sign * ahead
 
     return criterion
 
@@ -82,7 +98,7 @@ def reconstructed(autoencoder: nn.Module, x: Pixels) -> Criterion:
     """f = ‖x − Φ(x_adv)‖² − ‖x − Φ(x)‖²: at most 0 where x_adv gives x back as well as x itself."""
 
     def error(images, copies):
-        return (images - autoencoder(copies)).square().flatten(1).sum(1)
+        return (images - outputs(autoencoder, copies)).square().flatten(1).sum(1)
 
     with torch.no_grad(), eval_mode(autoencoder):
         own = torch.cat([error(batch, batch) for batch in x.split(1000)])
@@ -93,6 +109,7 @@ def reconstructed(autoencoder: nn.Module, x: Pixels) -> Criterion:
     return criterion
 
 
+@gradients_on()
 def minmax(
     model: nn.Module,
     criterion: Criterion,
@@ -127,31 +144,32 @@ def minmax(
     check_count("steps", steps, 0)
     sign = 1 if similar else -1
     weights = checked_weights(x, c, eps=eps, step_size=step_size, start=start, beta=beta)
+    check_ball("inf", eps)
+    if c is not None:
+        beta = 0
     found = []
     with eval_mode(model):
         for rows in [rows_of(x)] if estimator is None else estimator.chunks(x):
             search = Search(criterion, x[rows].detach(), rows, estimator, eps, sign)
             x_adv = search.begin(start if steps else 0, seed)
-            weight = weights[rows]
-            for t in range(1, steps + 1):
-                x_adv = search.within(x_adv - step_size * search.slope(x_adv, weight))
-                f, information = search.judge(x_adv)
-                if c is None:
-                    weight = (1 - beta / t**0.25) * weight + beta * f.relu()
-                if on_step is not None:
-                    on_step(Step(t, rows, x_adv.clone(), information, f, weight))
+            search.run(x_adv, weights[rows], beta, steps, step_size, on_step)
             found.append(search.best)
+    return joined(found)
+
+
+def joined(parts: list[AttackResult]) -> AttackResult:
+    """The results of several parts of a batch as one."""
     return AttackResult(
-        torch.cat([best.x_adv for best in found]),
-        torch.cat([best.information for best in found]),
-        torch.cat([best.success for best in found]),
+        torch.cat([part.x_adv for part in parts]),
+        torch.cat([part.information for part in parts]),
+        torch.cat([part.success for part in parts]),
     )
 
 
 def checked_weights(x: Pixels, c: float | Tensor | None, **sizes: float) -> PerImage:
     """Returns ``c`` of each image, 0 where none is given; refuses bad c and sizes."""
     for name, value in sizes.items():
-        if not 0 <= value < math.inf or (name == "beta" and value > 1):
+        if not between(value, 0, 1 if name == "beta" else sys.float_info.max):
             raise ValueError(
                 f"{name} is {value!r}; give a finite number of 0 or more (beta at most 1)."
             )
@@ -182,10 +200,27 @@ class Search:
             self.critics = self.estimator.critics(self.x)
         noise = 2 * torch.rand(self.x.shape[1:], generator=self.generator).to(self.x) - 1
         x_adv = self.within(self.x + size * noise)
-        none = self.x.new_full((len(self.x),), torch.nan)
-        self.best = AttackResult(x_adv, none, none > 0)
-        self.least = torch.full_like(none, torch.inf)  # f of the iterate closest to success
+        self.best = AttackResult.none(x_adv)
+        # f of the iterate closest to success
+        self.least = torch.full_like(self.best.information, torch.inf)
         return x_adv
+
+    def run(
+        self,
+        x_adv: Pixels,
+        weight: PerImage,
+        beta: float,
+        steps: int,
+        step_size: float,
+        on_step: Callable[[Step], None] | None,
+    ) -> None:
+        """Takes ``steps`` steps from ``x_adv``; ``weight`` is c, which ``beta`` 0 keeps fixed."""
+        for t in range(1, steps + 1):
+            x_adv = self.within(x_adv - step_size * self.slope(x_adv, weight))
+            f, information = self.judge(x_adv)
+            weight = (1 - beta / t**0.25) * weight + beta * f.relu()
+            if on_step is not None:
+                on_step(Step(t, self.rows, x_adv.clone(), information, f, weight))
 
     def within(self, x_adv: Pixels) -> Pixels:
         """Brings ``x_adv`` into the ball and the box, and leaves what lies inside as it is.
@@ -225,6 +260,7 @@ class Search:
         return f, information
 
 
+@gradients_on()
 def penalty(
     model: nn.Module,
     criterion: Criterion,
@@ -246,13 +282,10 @@ def penalty(
     lower = x.new_zeros(len(x))
     upper = x.new_full((len(x),), torch.inf)
     now = x.new_full((len(x),), c)
-    best = None
-    for _ in range(rounds):
+    best = AttackResult.none(x.detach().clone())
+    for attempt in range(rounds):
         new = minmax(model, criterion, x, c=now, **settings)
-        if best is None:
-            best = new
-        else:
-            best.keep(new, sign)
+        best.keep(new, sign, closer=attempt == 0)
         upper = torch.where(new.success, now, upper)
         lower = torch.where(new.success, lower, now)
         now = torch.where(upper.isinf(), lower * 10, (lower + upper) / 2)
@@ -263,7 +296,15 @@ def ssim(a: Pixels, b: Pixels) -> PerImage:
     """Structural similarity of images in [0,1], 1 for equal ones.
 
     Wang et al. 2004: 11×11 Gaussian window of deviation 1.5.
+
+    Raises:
+        ValueError: images of different shapes, or of fewer than 11 pixels a side.
     """
+    if a.shape != b.shape or a.dim() != 4 or min(a.shape[2:]) < 11:
+        raise ValueError(
+            f"a has shape {tuple(a.shape)} and b {tuple(b.shape)}; "
+            "give images of one shape, (N, C, H, W), with 11 pixels or more a side."
+        )
     ticks = torch.arange(11, dtype=a.dtype, device=a.device) - 5
     line = torch.softmax(-ticks.square() / (2 * 1.5**2), 0)
     window = (line[:, None] * line).expand(a.shape[1], 1, 11, 11)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from course_utils.core import runtime
 from course_utils.core.inputs import Pixels, rows_of
-from course_utils.core.training import eval_mode
+from course_utils.core.training import eval_mode, gradients_on, outputs
 
 # Bytes for critics and samples of a chunk; with more, the allocator costs more than batching saves
 MEMORY = 2**28
@@ -51,24 +51,30 @@ def table_information(p: Float[Tensor, "a b"]) -> float:
             f"p has shape {tuple(p.shape)}, entries from {p.min():.4g} and sum {p.sum():.4g}; "
             "give a table of probabilities."
         )
-    p = p.double()
+    p = p.cpu().double()  # some devices have no float64
     product = p.sum(1, keepdim=True) * p.sum(0, keepdim=True)
     return torch.special.xlogy(p, torch.where(p > 0, p / product, 1)).sum().item()
 
 
 def gaussian_information(rho: float | Tensor, d: int = 1) -> Tensor:
-    """Mutual information of d independent pairs of Gaussians: −d/2 · ln(1 − ``rho``²)."""
-    return -d / 2 * torch.log1p(-torch.as_tensor(rho, dtype=torch.float64).square())
+    """Mutual information of d independent pairs of Gaussians: −d/2 · ln(1 − ``rho``²).
+
+    On the CPU, in float64. ValueError for a correlation outside [−1, 1].
+    """
+    rho = torch.as_tensor(rho).cpu().double()
+    if not (rho.abs() <= 1).all():  # written so that NaN fails too
+        raise ValueError(f"rho is {rho.tolist()}; give correlations between −1 and 1.")
+    return -d / 2 * torch.log1p(-rho.square())
 
 
 def projected_information(x: Pixels, x_adv: Pixels, size: int = 128) -> PerImage:
     """True information of ``projections`` not standardised: −size/2 · ln(1 − cos²(x, x_adv)).
 
     A Gaussian matrix turns the two images into ``size`` independent pairs of Gaussians whose
-    correlation is the images' cosine. Infinite for parallel images.
+    correlation is the images' cosine. Infinite for parallel images. On the CPU, in float64.
     """
-    x = x.flatten(1).double()
-    x_adv = x_adv.flatten(1).double()
+    x = x.flatten(1).cpu().double()
+    x_adv = x_adv.flatten(1).cpu().double()
     cosine = F.cosine_similarity(x, x_adv) * (1 + 1e-14)  # parallel images reach 1
     return gaussian_information(cosine.clamp(-1, 1), size)
 
@@ -216,8 +222,8 @@ def feature_maps(model: nn.Sequential, layer: str = "relu1") -> Sampler:
 
     def sample(x, x_adv, generator):
         with eval_mode(front):
-            u = front(x)
-            v = front(x_adv)
+            u = outputs(front, x)
+            v = outputs(front, x_adv)
         if u.dim() != 4:
             raise ValueError(
                 f"layer {layer!r} gives shape {tuple(u.shape)}; "
@@ -251,6 +257,7 @@ def projections(count: int = 500, size: int = 128, standardise: bool = True) -> 
 # ------------------------------------------------------------------------------------ estimates
 
 
+@gradients_on()
 def train_critic(
     draw: Draw,
     critic: nn.Module,
@@ -329,6 +336,7 @@ class Estimator:
         return u, v, None if pairs else order
 
 
+@gradients_on()
 def estimate(
     x: Pixels,
     x_adv: Pixels,

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from course_utils.core import runtime
 from course_utils.core.geometry import Norm, steepest
 from course_utils.core.inputs import Labels, Pixels, check_choice, check_share
-from course_utils.core.training import cross_entropy, eval_mode
+from course_utils.core.training import cross_entropy, eval_mode, outputs
 from course_utils.methods import attacks, linear
 
 Loss = Float[Tensor, ""]
@@ -86,7 +86,7 @@ def lwa_rep(
     """
     names = [name for name, _ in model.named_children()]
     cut = names.index(check_choice("layer", layer, names)) + 1
-    representation = model[:cut](x)
+    representation = outputs(model[:cut], x)
     head = model[cut:]
     with eval_mode(model):
         g = attacks.loss_gradient(head, representation, y)
@@ -100,7 +100,7 @@ def gradient_penalty(model: nn.Module, x: Pixels, y: Labels, *, lam: float) -> L
     as much as plain training.
     """
     x = x.detach().requires_grad_()
-    losses = F.cross_entropy(model(x), y, reduction="none")
+    losses = F.cross_entropy(outputs(model, x), y, reduction="none")
     g = torch.autograd.grad(losses.sum(), x, create_graph=True)[0]
     return losses.mean() + lam * g.flatten(1).square().sum(1).mean()
 

@@ -8,7 +8,6 @@ Models are judged in eval mode and left as found. Random numbers come from ``see
 """
 
 import hashlib
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -34,7 +33,15 @@ from course_utils.core.inputs import (
     chunks,
     rows_of,
 )
-from course_utils.core.training import cross_entropy, eval_mode, rmsprop
+from course_utils.core.training import (
+    batches,
+    checked_outputs,
+    cross_entropy,
+    eval_mode,
+    gradients_on,
+    outputs,
+    rmsprop,
+)
 from course_utils.methods import attacks
 from course_utils.methods.attacks import gradient, margin, neg_log_likelihood, step_length
 
@@ -185,6 +192,7 @@ def class_noise(images: Images, *, eps: float, seed: int = 0) -> ClassWise:
 
     P5 of "Better Safe Than Sorry" (Tao et al., NeurIPS 2021), in L∞.
     """
+    check_eps(eps)
     shape = (len(images.classes), *images.x.shape[1:])
     sign = torch.randint(2, shape, generator=runtime.generator(seed)) * 2 - 1
     return ClassWise((eps * sign).to(images.x), eps)
@@ -253,7 +261,7 @@ def universal_poison(
 
     def loss(rows: Tensor, now: Pixels) -> Tensor:
         # Not the margin: in a sum, images that are at the goal must weigh less than the others.
-        return neg_log_likelihood(model(now), goal[rows])
+        return neg_log_likelihood(outputs(model, now), goal[rows])
 
     with eval_mode(model):
         for _ in range(steps):
@@ -296,7 +304,7 @@ class ErrorMinimisingNoise:
         y = self.images.y[rows]
 
         def loss(now: Pixels) -> Tensor:
-            return margin(model(now), y)
+            return margin(outputs(model, now), y)
 
         if not self.class_wise:
             end = descend(loss, x, self.poisoned(rows), self.eps, steps, step_size)
@@ -313,11 +321,12 @@ class ErrorMinimisingNoise:
         wrong = 0
         for rows in chunks(rows_of(self.images.x)):
             with torch.no_grad():
-                classes = model(self.poisoned(rows)).argmax(1)
+                classes = outputs(model, self.poisoned(rows)).argmax(1)
             wrong += (classes != self.images.y[rows]).sum().item()
         return wrong
 
 
+@gradients_on()
 def error_minimising(
     build: Callable[[], nn.Module],
     images: Images,
@@ -351,7 +360,7 @@ def error_minimising(
         check_count(name, count, 1)
     check_size("step_size", step_size, images.x)
     check_share("stop", stop, "errors")
-    with runtime.seeded(seed), torch.enable_grad():
+    with runtime.seeded(seed):
         model = build().to(images.x.device, memory_format=torch.channels_last).train()
         learner = optimizer(model.parameters())
         supply = endless_batches(images.x, batch_size, seed)
@@ -372,7 +381,8 @@ def endless_batches(x: Pixels, batch_size: int, seed: int) -> Iterator[Labels]:
     """Batches of row numbers without end, in a new order after each pass."""
     generator = runtime.generator(seed)
     while True:
-        yield from torch.randperm(len(x), generator=generator).to(x.device).split(batch_size)
+        order = torch.randperm(len(x), generator=generator).to(x.device)
+        yield from batches(order, batch_size)
 
 
 def log_gradient_norm(
@@ -402,7 +412,7 @@ def last_layer_square(model: nn.Module, x: Pixels, y: Labels) -> tuple[Tensor, T
             "model does not end in a linear layer; name the layers that count, "
             "such as layers=['dense2']."
         )
-    h = model[:-1](x)
+    h = outputs(model[:-1], x)
     logits = model[-1](h)
     own = F.one_hot(y, logits.shape[1]).bool()
     others = logits.masked_fill(own, -torch.inf).softmax(1)
@@ -430,7 +440,7 @@ def gradient_square(
 
     def margin_of_one(weights: dict, image: Tensor, label: Tensor) -> Tensor:
         # attacks.margin in operations that vmap supports
-        logits = functional_call(model, weights, (image[None],)).squeeze(0)
+        logits = functional_call(model, weights, (image.clone()[None],)).squeeze(0)
         own = torch.arange(len(logits), device=x.device) == label
         others = logits.masked_fill(own, -torch.inf).logsumexp(0)
         return others - logits.masked_fill(~own, 0).sum()
@@ -486,12 +496,12 @@ def parameter_gradient(
     ``margin`` m. Where all are tiny they are scaled up together, or float32 would make them zero.
     """
     weights = {name: p.detach().requires_grad_() for name, p in model.named_parameters()}
-    with torch.enable_grad():
-        m = margin(functional_call(model, weights, (x,)), y) * (-1 if reverse else 1)
+    with gradients_on():
+        logits = checked_outputs(functional_call(model, weights, (x.clone(),)), x)
+        m = margin(logits, y.clone()) * (-1 if reverse else 1)
         losses = (m - m.detach().max()).exp() if m.max() < -20 else F.softplus(m)
-        slopes = torch.autograd.grad(
-            losses.sum(), list(weights.values()), create_graph=x.requires_grad
-        )
+        graph = {"create_graph": x.requires_grad, "materialize_grads": True}
+        slopes = torch.autograd.grad(losses.sum(), list(weights.values()), **graph)
         flat = torch.cat([slope.flatten() for slope in slopes])
     return flat / flat.detach().abs().max().clamp(min=torch.finfo(flat.dtype).tiny)
 
@@ -506,6 +516,7 @@ def alignment_loss(
     return 1 - F.cosine_similarity(parameter_gradient(model, x, y), wanted, dim=0)
 
 
+@gradients_on()
 def gradient_alignment(
     model: nn.Module,
     images: Images,
@@ -528,9 +539,10 @@ def gradient_alignment(
     x, y, _ = check_input(model, images.x, images.y, steps=steps, step_size=step_size)
     check_count("batch_size", batch_size, 1)
     noise = torch.zeros_like(x)
-    batches = islice(endless_batches(x, batch_size, seed), math.ceil(len(x) / batch_size))
+    supply = endless_batches(x, batch_size, seed)
+    count = len(batches(rows_of(x), batch_size))
     with eval_mode(model):
-        for rows in batches:
+        for rows in islice(supply, count):
             wanted = parameter_gradient(model, x[rows], y[rows], reverse=True)
             loss = partial(alignment_loss, model, y=y[rows], wanted=wanted)
             noise[rows] = descend(loss, x[rows], x[rows], eps, steps, step_size) - x[rows]

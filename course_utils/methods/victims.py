@@ -10,12 +10,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from course_utils.core import models, runtime
 from course_utils.core.images import Images
 from course_utils.core.inputs import Labels, Pixels, check_count
-from course_utils.core.training import eval_mode
+from course_utils.core.training import eval_mode, outputs, share
 
 Predict = Callable[[Pixels], Labels]
 BATCH_NORMS = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d | nn.SyncBatchNorm
@@ -84,11 +84,6 @@ def fitted(machine, images: Images) -> Predict:
     return predict
 
 
-def share(hits: Tensor) -> float:
-    """The share of entries that are true."""
-    return hits.float().mean().item()
-
-
 def accuracy_of(predict: Predict, images: Images) -> float:
     """Share of ``images`` that ``predict`` classifies correctly, in [0,1]."""
     return share(predict(images.x) == images.y)
@@ -130,12 +125,14 @@ def predicted(
             f"mode is {mode!r}; use 'eval', or 'batch' for batch norm by the batch at hand."
         )
     check_count("batch_size", batch_size, 1)
+    if not len(images):
+        raise ValueError("images is empty; give one image or more.")
     order = torch.randperm(len(images), generator=runtime.generator(seed)).to(images.x.device)
     result = torch.empty_like(images.y)
     parts = math.ceil(len(images) / batch_size)
     with torch.no_grad(), MODES[mode](model):
         for rows in order.tensor_split(parts):  # all about equal: no batch of one image
-            result[rows] = model(images.x[rows]).argmax(1)
+            result[rows] = outputs(model, images.x[rows]).argmax(1)
     return result
 
 

@@ -297,15 +297,6 @@ def test_progress_keeps_the_first_day(say, state):
     assert re.fullmatch(r"\d{4}-\d\d-\d\d", done["pgd"])
 
 
-@pytest.mark.parametrize("damage", [b"", b'{"fgsm": ', b"[1, 2]", b"3", b"null", b"\xff\xfe\x00"])
-def test_a_damaged_progress_file_is_started_anew(damage, say, state):
-    state.mkdir()
-    (state / "progress.json").write_bytes(damage)
-    check.progress()
-    assert say(FGSM, FGSM.right).splitlines()[-1].startswith("● ")
-    assert set(check.solved()) == {"fgsm"}
-
-
 def test_progress_that_cannot_be_kept_is_said(say, state):
     state.write_text("a file stands where the folder should be")
     said = say(FGSM, FGSM.right)

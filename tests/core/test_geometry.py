@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy.optimize import minimize
 from torch.testing import assert_close
@@ -13,8 +13,6 @@ from course_utils.core.geometry import dual_norm, norm, project, steepest
 from course_utils.core.runtime import generator
 
 every_norm = pytest.mark.parametrize("p", [1, 2, "inf", math.inf])
-settings.register_profile("course", deadline=None, max_examples=60, derandomize=True)
-settings.load_profile("course")
 
 entries = st.one_of(
     st.just(0.0), st.sampled_from([-1.0, 1.0, 1e-14, -1e-30, 3.0]), st.floats(-10, 10, width=32)

@@ -33,7 +33,7 @@ from course_utils.methods import attacks
 from course_utils.methods.attacks import fgsm, margin, neg_log_likelihood, pgd, succeeded
 from course_utils.methods.boundary import minimal_eps
 
-pytestmark = pytest.mark.filterwarnings("error")
+pytestmark = pytest.mark.filterwarnings("error", "ignore:eps is .* holds every image")
 every_stepped = pytest.mark.parametrize("case", STEPPED)
 every_early_stop = pytest.mark.parametrize("case", [name for name in CASES if "early" in name])
 either_linear = pytest.mark.parametrize("kind", ["binary", "two classes"])
