@@ -61,7 +61,9 @@ def gaussian_information(rho: float | Tensor, d: int = 1) -> Tensor:
 
     On the CPU, in float64. ValueError for a correlation outside [−1, 1].
     """
-    rho = torch.as_tensor(rho).cpu().double()
+    if isinstance(rho, Tensor):
+        rho = rho.cpu()  # some devices have no float64
+    rho = torch.as_tensor(rho, dtype=torch.float64)
     if not (rho.abs() <= 1).all():  # written so that NaN fails too
         raise ValueError(f"rho is {rho.tolist()}; give correlations between −1 and 1.")
     return -d / 2 * torch.log1p(-rho.square())

@@ -21,9 +21,13 @@ def jacobian(function, x):
     return torch.stack([of_one(lambda v: function(v[None])[0], v).flatten(1) for v in x])
 
 
-def softmax_jacobian(model, x):
-    """α, shape (N, K), and T = ∂α/∂x, shape (N, K, pixels), by autograd."""
-    return model(x).softmax(1).detach(), jacobian(lambda v: model(v).softmax(1), x)
+def linearised(model, x, softmax=True):
+    """α, shape (N, K), and T = ∂α/∂x, shape (N, K, pixels), by autograd; or of the logits."""
+
+    def function(x):
+        return model(x).softmax(1) if softmax else model(x)
+
+    return function(x).detach(), jacobian(function, x)
 
 
 def unit(v):
@@ -34,20 +38,23 @@ def unit(v):
 # --- Propositions 2.1 and 2.2, Algorithm 1
 
 
+@pytest.mark.parametrize("softmax", [True, False])
 @every_norm
-def test_the_distance_and_direction_are_those_of_the_softmax_jacobian(p):
+def test_the_nearest_boundary_is_that_of_the_jacobian(p, softmax):
     model, x, y = network_and_batch(40, f64)
     y = torch.where(torch.arange(40) < 30, y, (y + 1) % 4)  # the last ten are misclassified
-    alpha, T = softmax_jacobian(model, x)
-    direction, distance = nearest_boundary(model, x, y, norm=p)
+    alpha, T = linearised(model, x, softmax)
+    direction, distance = nearest_boundary(model, x, y, norm=p, softmax=softmax)
+    length = unit if softmax else torch.clone  # of the softmax only the way is known
     chosen = set()
     for i in range(40):
         others = [j for j in range(4) if j != y[i]]
         steps = T[i, others] - T[i, y[i]]
         distances = (alpha[i, y[i]] - alpha[i, others]) / dual_norm(steps, p)
-        assert_close(distance[i], distances.min())
-        assert_close(unit(direction[i : i + 1]), unit(steps[None, distances.argmin()]))
-        chosen.add(int(distances.argmin()))
+        nearest = int(distances.argmin())
+        assert_close(distance[i], distances[nearest])
+        assert_close(length(direction[i].view(1, 16)), length(steps[[nearest]]))
+        chosen.add(nearest)
     assert (distance[:30] > 0).all() and (distance[30:] < 0).all()
     assert len(chosen) > 1  # else the nearest class could be a fixed one
 
@@ -55,13 +62,13 @@ def test_the_distance_and_direction_are_those_of_the_softmax_jacobian(p):
 @every_norm
 def test_no_smaller_perturbation_changes_the_class_of_the_linearised_model(p):
     model, x, y = network_and_batch(10, f64)
-    alpha, T = softmax_jacobian(model, x)
+    alpha, T = linearised(model, x)
     direction, distance = nearest_boundary(model, x, y, norm=p)
     r = per_sample(distance, x) * steepest(direction, p)
     assert_close(norm(r, p), distance)
 
     def leads(r):
-        """How far the best other class of the linearised softmax is behind that of the label; shape as r without its pixels."""
+        """By how much the label leads in the linearised softmax; shape as r without its pixels."""
         a = alpha + torch.einsum("nkd,...nd->...nk", T, r.flatten(-3))
         others = a.masked_fill(torch.nn.functional.one_hot(y, 4).bool(), -torch.inf).amax(-1)
         return a.gather(-1, y[:, None].expand(*a.shape[:-1], 1)).squeeze(-1) - others
@@ -75,7 +82,7 @@ def test_no_smaller_perturbation_changes_the_class_of_the_linearised_model(p):
 
 
 def exactly(model, x, y, p):
-    """The directions, at length 1, and the nearest class, from the logits and their Jacobian in exact arithmetic."""
+    """The directions, at length 1, and the nearest classes, in exact arithmetic."""
     directions, nearest = [], []
     for z, J, label in zip(model(x).tolist(), jacobian(model, x).tolist(), y.tolist(), strict=True):
         e = [mpmath.exp(mpmath.mpf(v) - max(z)) for v in z]
@@ -98,9 +105,7 @@ def exactly(model, x, y, p):
 @pytest.mark.parametrize("scale", [100, 1000])
 @pytest.mark.parametrize("wrong", [False, True], ids=["right", "wrong"])
 @every_norm
-def test_a_model_that_is_very_sure_shows_the_same_direction_in_float32_as_in_exact_arithmetic(
-    p, wrong, scale
-):
+def test_the_direction_of_a_very_sure_model_in_float32_is_the_exact_one(p, wrong, scale):
     x, y = batch(24)
     y = (y + 1) % 4 if wrong else y
     expected, nearest = exactly(build(scale=scale, dtype=f64), x.double(), y, p)
@@ -111,19 +116,6 @@ def test_a_model_that_is_very_sure_shows_the_same_direction_in_float32_as_in_exa
     direction, _ = nearest_boundary(model, x, y, norm=p)
     assert ((unit(direction).double() * expected).sum(1) > 0.9999).all()
     assert len(nearest.unique()) > 1
-
-
-def test_the_nearest_boundary_of_the_logits_is_that_of_the_linearised_logits():
-    model, x, y = network_and_batch(20, f64)
-    z, J = model(x).detach(), jacobian(model, x)
-    for p in SIZES:
-        direction, distance = nearest_boundary(model, x, y, norm=p, softmax=False)
-        for i in range(20):
-            others = [j for j in range(4) if j != y[i]]
-            steps = J[i, others] - J[i, y[i]]
-            distances = (z[i, y[i]] - z[i, others]) / dual_norm(steps, p)
-            assert_close(distance[i], distances.min())
-            assert_close(direction[i].flatten(), steps[distances.argmin()])
 
 
 def test_in_the_box_an_l1_step_goes_to_a_pixel_with_room():
@@ -145,9 +137,9 @@ def test_in_the_box_an_l1_step_goes_to_a_pixel_with_room():
 def test_each_attack_is_one_step_in_its_direction(p):
     model, x, y = network_and_batch(30, f64)
     y[20:] = (y[20:] + 1) % 4  # misclassified images are attacked like any other
-    _, T = softmax_jacobian(model, x)
+    _, T = linearised(model, x)
     down = -T[torch.arange(30), y].view_as(x)  # the loss grows as α_y falls
-    eps = torch.linspace(0.1, 2, 30, dtype=f64)
+    eps = torch.linspace(0.1, 1, 30, dtype=f64)
     towards, _ = nearest_boundary(model, x, y, norm=p)
     expected = {
         adv_loss: steepest(down, p),
@@ -172,9 +164,7 @@ def test_adv_alpha_of_two_classes_is_adv_loss():
 
 @pytest.mark.parametrize("scale", [1, 100])
 @every_norm
-def test_a_short_step_of_adv_alpha_brings_no_fewer_images_over_the_boundary_than_one_of_adv_loss(
-    p, scale
-):
+def test_a_short_step_of_adv_alpha_fools_no_fewer_images_than_one_of_adv_loss(p, scale):
     model, x, y = network_and_batch(400, scale=scale)
     _, distance = nearest_boundary(model, x, y, norm=p, softmax=False)
     eps = 1.1 * distance  # where the nearest class of the linearised logits takes over
@@ -199,9 +189,9 @@ def test_pgd_without_the_box_is_pgd_in_the_interior_and_leaves_it_elsewhere(p):
             attack(model, inner, y_inner, eps=0.1, box=box, **settings) for box in (False, True)
         )
         assert_close(free, boxed)
-        outside = attack(model, x, y, eps=2.0, box=False, **settings)
+        outside = attack(model, x, y, eps=1.0, box=False, **settings)
         assert outside.min() < 0 or outside.max() > 1
-        assert (norm(outside - x, p) <= 2 + 1e-9).all()
+        assert (norm(outside - x, p) <= 1 + 1e-9).all()
 
 
 # --- DeepFool
@@ -230,6 +220,7 @@ def test_deepfool_finds_the_distance_to_a_linear_boundary(p, classes):
     assert succeeded(model, result, y).all()
 
 
+@pytest.mark.filterwarnings("ignore:.*undecided")
 @pytest.mark.parametrize("scale", [1, 100, 1e4])
 @every_norm
 def test_a_success_of_deepfool_is_one_alone_and_in_float64(p, scale):
@@ -247,13 +238,13 @@ def test_a_success_of_deepfool_is_one_alone_and_in_float64(p, scale):
 @every_norm
 def test_deepfool_is_about_as_near_as_bisected_pgd(p):
     model, x, y = network_and_batch(200)
-    result = deepfool(model, x, y, norm=p)
-    ratio = norm(result - x, p) / minimal_eps(model, x, y, largest=16.0, norm=p, rounds=14)
+    result, largest = deepfool(model, x, y, norm=p), 1.0 if p == "inf" else 16.0
+    ratio = norm(result - x, p) / minimal_eps(model, x, y, largest=largest, norm=p, rounds=14)
     assert 0.7 < ratio.median() <= 1.05
 
 
 @every_norm
-def test_misclassified_images_come_back_unchanged_and_the_others_as_without_them(p):
+def test_misclassified_images_come_back_unchanged(p):
     model, x, y = network_and_batch(20)
     alone = deepfool(model, x[::2], y[::2], norm=p)
     y[1::2] = (y[1::2] + 1) % 4

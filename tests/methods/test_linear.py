@@ -11,7 +11,7 @@ import torch
 from scipy.optimize import minimize
 from torch import nn
 
-from course_utils.core import models
+from course_utils.core import models, runtime
 from course_utils.core.data import Images
 from course_utils.core.geometry import norm
 from course_utils.methods import linear
@@ -30,20 +30,17 @@ every_norm = pytest.mark.parametrize("p", NORMS)
 every_kind = pytest.mark.parametrize("kind", ["binary", "two classes", "many classes"])
 
 
-def build(kind, pixels=16, seed=3):
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+def problem(kind, pixels=16):
+    """A model, images with pixels at both ends of the box, and labels of which some are wrong."""
+    with runtime.seeded(3):
         if kind == "binary":
-            return models.binary_logistic(pixels).double()
-        return models.logistic(pixels, 2 if kind == "two classes" else 4).double()
-
-
-def batch(model, pixels=16, n=30):
-    """Images with pixels at both ends of the box, and labels of which some are wrong."""
-    generator = torch.Generator().manual_seed(1)
-    x = 1.3 * torch.rand(n, 1, 1, pixels, dtype=torch.float64, generator=generator) - 0.15
+            model = models.binary_logistic(pixels)
+        else:
+            model = models.logistic(pixels, 2 if kind == "two classes" else 4)
+    draws = runtime.generator(1)
+    x = 1.3 * torch.rand(30, 1, 1, pixels, dtype=torch.float64, generator=draws) - 0.15
     x = x.clamp(0, 1)
-    return x, torch.arange(n) % model(x).shape[1]
+    return model.double(), x, torch.arange(30) % model(x).shape[1]
 
 
 def margins(model, x, y):
@@ -62,15 +59,14 @@ def corners(p, pixels):
     return torch.tensor(list(itertools.product((-1.0, 1.0), repeat=pixels)), dtype=torch.float64)
 
 
-# ------------------------------------------------------------------------------------- closed forms
+# --- closed forms
 
 
 @every_kind
 @every_norm
 def test_the_closed_form_is_what_brute_force_finds(p, kind):
     pixels = 2 if p == 2 else 5
-    model = build(kind, pixels)
-    x, y = batch(model, pixels)
+    model, x, y = problem(kind, pixels)
     deltas = NORMS[p] * corners(p, pixels)[:: 10 if p == 2 else 1, None, None, None]
     tries = torch.stack([margins(model, x + delta, y) for delta in deltas])
     exact = worst_margins(model, x, y, NORMS[p], p)
@@ -79,9 +75,8 @@ def test_the_closed_form_is_what_brute_force_finds(p, kind):
 
 
 @every_kind
-def test_in_the_box_it_is_what_brute_force_over_each_pixels_interval_finds(kind):
-    model = build(kind, 5)
-    x, y = batch(model, 5)
+def test_in_the_box_it_is_what_brute_force_finds(kind):
+    model, x, y = problem(kind, 5)
     assert (x == 0).any() and (x == 1).any()
     deltas = 0.2 * corners("inf", 5)[:, None, None, None]
     tries = torch.stack([margins(model, (x + delta).clamp(0, 1), y) for delta in deltas])
@@ -97,8 +92,7 @@ def test_in_the_box_it_is_what_brute_force_over_each_pixels_interval_finds(kind)
 @every_kind
 @every_norm
 def test_pgd_reaches_the_closed_form_and_never_beats_it(p, kind):
-    model = build(kind)
-    x, y = batch(model)
+    model, x, y = problem(kind)
     exact = worst_margins(model, x, y, NORMS[p], p)
     x_adv = pgd(model, x, y, eps=NORMS[p], norm=p, box=False)
     assert (margins(model, x_adv, y) <= exact + 1e-9).all()
@@ -118,8 +112,7 @@ def test_pgd_reaches_the_closed_form_and_never_beats_it(p, kind):
 
 @every_kind
 def test_pgd_in_the_box_reaches_the_closed_form_in_the_box(kind):
-    model = build(kind)
-    x, y = batch(model)
+    model, x, y = problem(kind)
     exact = worst_margins(model, x, y, 0.2, box=True)
     reached = margins(model, pgd(model, x, y, eps=0.2), y)
     assert (reached <= exact + 1e-9).all()
@@ -130,8 +123,7 @@ def test_pgd_in_the_box_reaches_the_closed_form_in_the_box(kind):
 @pytest.mark.parametrize(("p", "box"), [("inf", False), ("inf", True), (2, False), (1, False)])
 @every_kind
 def test_the_worst_case_attains_the_worst_margin(kind, p, box):
-    model = build(kind)
-    x, y = batch(model)
+    model, x, y = problem(kind)
     x_adv = worst_case(model, x, y, NORMS[p], p, box=box)
     assert x_adv.shape == x.shape and not x_adv.requires_grad
     assert (norm(x_adv - x, p) <= NORMS[p] + 1e-12).all()
@@ -141,8 +133,7 @@ def test_the_worst_case_attains_the_worst_margin(kind, p, box):
 
 
 def test_two_classes_have_one_worst_perturbation_each():
-    model = build("binary")
-    x, y = batch(model)
+    model, x, y = problem("binary")
     delta = (worst_case(model, x, y, 0.2) - x).flatten(1)
     for label, sign in ((0, 1), (1, -1)):
         expected = sign * 0.2 * model.output.weight.detach().sign()
@@ -152,10 +143,8 @@ def test_two_classes_have_one_worst_perturbation_each():
 @pytest.mark.parametrize("box", [False, True])
 @every_kind
 def test_robust_error_is_the_share_of_images_that_can_be_misclassified(kind, box):
-    model = build(kind).float()
-    x, y = batch(model.double())
-    images = Images(x.float(), y, tuple("abcd"), "noise")
-    model.float()
+    model, x, y = problem(kind)
+    model, images = model.float(), Images(x.float(), y, tuple("abcd"), "noise")
     error = robust_error(model, images, 0.05, box=box)
     assert 0 < error < 1
     worst = worst_case(model, images.x, y, 0.05, box=box)
@@ -169,8 +158,7 @@ def test_robust_error_is_the_share_of_images_that_can_be_misclassified(kind, box
 
 
 def test_the_box_needs_linf_and_the_closed_form_a_linear_model():
-    model = build("binary")
-    x, y = batch(model)
+    model, x, y = problem("binary")
     for p, function in itertools.product((1, 2), (worst_margins, worst_case)):
         with pytest.raises(ValueError, match=f'is True and norm {p}; .*"inf" only.*attacks.pgd'):
             function(model, x, y, 0.1, p, box=True)
@@ -182,15 +170,15 @@ def test_the_box_needs_linf_and_the_closed_form_a_linear_model():
         worst_margins(model, x, y, 0.1, 3)
 
 
-# ------------------------------------------------------------------------------- the robust problem
+# --- the robust problem
 
 
 def two_classes(n=60, noise=0.35, share=0.5, seed=0):
     """Images of 2×2 pixels in two classes that overlap."""
-    generator = torch.Generator().manual_seed(seed)
+    draws = runtime.generator(seed)
     y = (torch.arange(n) < share * n).long()
     x = 0.35 + 0.3 * y[:, None] * torch.tensor([1.0, 0.5, -0.3, 0.0])
-    x += noise * (torch.rand(n, 4, generator=generator) - 0.5)
+    x += noise * (torch.rand(n, 4, generator=draws) - 0.5)
     return Images(x.clamp(0, 1).view(n, 1, 2, 2), y, ("0", "1"), "noise")
 
 
@@ -248,7 +236,7 @@ def test_the_bound_holds_wherever_the_search_ended(eps, monkeypatch):
     assert eps < 2 or min(bounds) > 0.1
 
 
-def test_where_the_adversary_is_stronger_than_the_classes_only_their_shares_are_left():
+def test_against_too_strong_an_adversary_only_the_shares_of_the_classes_are_left():
     best = convex_optimum(two_classes(share=0.2), 2.0)
     assert np.abs(best.weight).max() < 1e-6
     assert best.bias == pytest.approx(math.log(0.2 / 0.8), abs=1e-4)
@@ -268,15 +256,12 @@ def test_the_optimum_goes_into_a_model():
     assert loss.item() == pytest.approx(best.objective, abs=1e-5) and other > best.bound
 
 
-@pytest.mark.parametrize("eps", [0, -0.1, math.nan])
-def test_an_optimum_needs_a_positive_eps(eps):
-    with pytest.raises(ValueError, match=f"eps is {eps}; give a number above 0"):
-        convex_optimum(two_classes(), eps)
-
-
-def test_an_optimum_needs_two_classes():
+def test_an_optimum_needs_a_positive_eps_and_two_classes():
     images = two_classes()
-    with pytest.raises(ValueError, match=r"labels \[1\]; give two classes"):
-        convex_optimum(images[images.y == 1], 0.1)
-    with pytest.raises(ValueError, match=r"labels \[1, 2\]; give two classes labelled 0 and 1"):
-        convex_optimum(replace(images, y=images.y + 1, classes=tuple("abc")), 0.1)
+    for eps in (0, -0.1, math.nan):
+        with pytest.raises(ValueError, match=f"eps is {eps}; give a number above 0"):
+            convex_optimum(images, eps)
+    later = replace(images, y=images.y + 1, classes=tuple("abc"))
+    for some, labels in ((images[images.y == 1], r"\[1\]"), (later, r"\[1, 2\]")):
+        with pytest.raises(ValueError, match=f"labels {labels}; give two classes labelled 0 and 1"):
+            convex_optimum(some, 0.1)
