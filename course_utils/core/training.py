@@ -21,6 +21,11 @@ from course_utils.core.images import Images
 
 CHECKPOINT_EVERY = 60  # seconds
 
+NO_GRADIENT = (
+    "No gradient reaches the images, so no attack can follow it. "
+    "Look for no_grad, detach, argmax or NumPy in the model."
+)
+
 Objective = Callable[[nn.Module, Tensor, Tensor], Tensor]  # (model, x, y) -> scalar loss
 
 
@@ -114,6 +119,8 @@ def checked_outputs(result, x: Float[Tensor, "n ..."]) -> Float[Tensor, "n ..."]
             f"model gives shape {tuple(result.shape)} for {len(x)} images; "
             "it must give one row per image, (N, K), also for a single image."
         )
+    if x.requires_grad and torch.is_grad_enabled() and not result.requires_grad:
+        raise ValueError(NO_GRADIENT)
     if not (result < torch.inf).all():  # written so that NaN fails too
         raise ValueError(
             "model gives NaN or infinite numbers: has its training diverged? "

@@ -40,7 +40,14 @@ from course_utils.core.inputs import (
     one_each,
     rows_of,
 )
-from course_utils.core.training import eval_mode, gradients_on, outputs, predict, share
+from course_utils.core.training import (
+    NO_GRADIENT,
+    eval_mode,
+    gradients_on,
+    outputs,
+    predict,
+    share,
+)
 
 OnStep = Callable[[int, Tensor], None]
 PerImageLoss = Callable[[Tensor, Tensor], Tensor]  # (logits (N, K), labels (N,)) -> losses (N,)
@@ -61,6 +68,7 @@ def swapped_bce(logits: Float[Tensor, "n k"], y: Labels) -> Float[Tensor, "n"]:
     become two constants, and what is left is linear in the probabilities: for ten classes
     3.206·(1 − p_y), flat wherever p_y is near 0 or 1.
     """
+    check_labels("y", y, logits)
     p = logits.softmax(1)
     one_hot = F.one_hot(y, logits.shape[1]).to(torch.float32)  # float32, as Keras computes it
     clipped = one_hot.clamp(1e-7, 1 - 1e-7).to(p)
@@ -129,18 +137,37 @@ def gradient(value: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tens
     The numbers are summed, not averaged, so each image gets the gradient of its own value.
 
     Raises:
-        ValueError: a gradient of NaN.
+        ValueError: see ``slope_of``.
     """
     with gradients_on():
-        x = (x.clone() if x.is_inference() else x).detach().requires_grad_()
+        x = leaf(x)
         values = value(x)
-        slope = torch.autograd.grad(values.sum(), x)[0]
+        return slope_of(values, x), values.detach()
+
+
+def leaf(x: Tensor) -> Tensor:
+    """``x`` as the start of a graph of its own."""
+    return (x.clone() if x.is_inference() else x).detach().requires_grad_()
+
+
+def slope_of(values: Tensor, x: Tensor, retain_graph: bool = False) -> Tensor:
+    """Gradient of the sum of ``values`` with respect to ``x``, the ``leaf`` of their graph.
+
+    Raises:
+        ValueError: ``values`` have no gradient in ``x``, or it is NaN.
+    """
+    slope = None
+    if values.requires_grad:
+        graph = {"retain_graph": retain_graph, "allow_unused": True}
+        slope = torch.autograd.grad(values.sum(), x, **graph)[0]
+    if slope is None:
+        raise ValueError(NO_GRADIENT)
     if slope.isnan().any():
         raise ValueError(
             "The model's gradient is NaN, so no attack can follow it. "
             "Look for 0/0, or the root of 0, in the model."
         )
-    return slope, values.detach()
+    return slope
 
 
 def loss_gradient(model: nn.Module, x: Float[Tensor, "n ..."], y: Labels) -> Tensor:

@@ -24,8 +24,10 @@ from course_utils.core.training import eval_mode, gradients_on, outputs, predict
 from course_utils.methods.attacks import (
     OnStep,
     fooled,
+    leaf,
     one_step,
     pgd,
+    slope_of,
     succeeded,
     walk,
     with_room,
@@ -76,17 +78,14 @@ def class_slopes(model: nn.Module, x: Pixels, y: Labels) -> tuple[Tensor, Tensor
     Shapes (N, K), (N, K − 1), (N, K − 1) and (N, K − 1, pixels).
     """
     with gradients_on(), eval_mode(model):
-        x = (x.clone() if x.is_inference() else x).detach().requires_grad_()
+        x = leaf(x)
         y = y.clone()  # a tensor of inference mode could not be part of the graph
         logits = outputs(model, x)
         others = torch.arange(logits.shape[1] - 1, device=x.device).expand(len(x), -1)
         others = others + (others >= y[:, None])
         leads = (logits.gather(1, y[:, None]) - logits).gather(1, others)
         last = leads.shape[1] - 1
-        slopes = [
-            -torch.autograd.grad(leads[:, k].sum(), x, retain_graph=k < last)[0]
-            for k in range(last + 1)
-        ]
+        slopes = [-slope_of(leads[:, k], x, retain_graph=k < last) for k in range(last + 1)]
     return logits.detach(), others, leads.detach(), torch.stack(slopes, 1).flatten(2)
 
 

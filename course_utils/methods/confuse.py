@@ -79,7 +79,7 @@ def head_start(
     if not nets:
         raise ValueError("nets is empty; give at least one trained network.")
     check_generator(generator, images)
-    weights = list(generator.parameters())
+    weights = [weight for weight in generator.parameters() if weight.requires_grad]
     adam = torch.optim.Adam(weights, lr=lr)
     rate = torch.optim.lr_scheduler.LambdaLR(
         adam, lambda step: min(1, (step + 1) / 100) * (1 - step / steps)
@@ -96,7 +96,8 @@ def head_start(
             logits = training.outputs(net, (x + bounded(generator(x), eps)).clamp(0, 1))
             loss = F.cross_entropy(logits, target(images.y[rows]))
             # By hand, so that the nets get no gradients.
-            for weight, slope in zip(weights, torch.autograd.grad(loss, weights), strict=True):
+            slopes = torch.autograd.grad(loss, weights, materialize_grads=True)
+            for weight, slope in zip(weights, slopes, strict=True):
                 weight.grad = slope
             adam.step()
             rate.step()

@@ -205,7 +205,8 @@ class Critics:
         """Makes one step of Adam; returns the bounds before it."""
         with torch.enable_grad():
             bounds = self.bound(u.detach(), v.detach(), order)
-            gradients = torch.autograd.grad(-bounds.sum(), list(self.weights.values()))
+            weights = list(self.weights.values())
+            gradients = torch.autograd.grad(-bounds.sum(), weights, materialize_grads=True)
         for weight, gradient in zip(self.weights.values(), gradients, strict=True):
             weight.grad = gradient
         self.adam.step()
@@ -292,6 +293,8 @@ def train_critic(
         adam.zero_grad()
         loss.backward()
         adam.step()
+    if steps and not loss.isfinite():
+        raise ValueError(f"The critic's loss is {loss.item()}: use a smaller lr (now {lr}).")
     return critic.eval()
 
 

@@ -15,7 +15,7 @@ from torch import nn
 from course_utils.core import models, runtime
 from course_utils.core.images import Images
 from course_utils.core.inputs import Labels, Pixels, check_count
-from course_utils.core.training import eval_mode, outputs, share
+from course_utils.core.training import eval_mode, has_layer, outputs, share
 
 Predict = Callable[[Pixels], Labels]
 BATCH_NORMS = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d | nn.SyncBatchNorm
@@ -130,6 +130,11 @@ def predicted(
     order = torch.randperm(len(images), generator=runtime.generator(seed)).to(images.x.device)
     result = torch.empty_like(images.y)
     parts = math.ceil(len(images) / batch_size)
+    if mode == "batch" and len(images) // parts < 2 and has_layer(model, nn.BatchNorm1d):
+        raise ValueError(
+            "A batch has one image, which has no statistics; give two images or more and "
+            "batch_size 2 or more."
+        )
     with torch.no_grad(), MODES[mode](model):
         for rows in order.tensor_split(parts):  # all about equal: no batch of one image
             result[rows] = outputs(model, images.x[rows]).argmax(1)

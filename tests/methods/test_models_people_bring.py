@@ -371,6 +371,18 @@ def test_a_gradient_of_nan_is_an_error(attack):
         attack(Root(), x, y, eps=0.1)
 
 
+@pytest.mark.parametrize(
+    "after",
+    [lambda z: z.detach(), lambda z: torch.zeros_like(z), lambda z: z.round().sign().detach()],
+)
+@pytest.mark.parametrize("case", CASES)
+@first_use
+def test_a_model_that_no_gradient_passes_is_named(case, after):
+    x, y = batch(4)
+    with pytest.raises(ValueError, match="No gradient reaches the images.*no_grad, detach"):
+        run(case, Wrapped(build(), after=after), x, y)
+
+
 # --- forms
 
 FORMS = [
@@ -508,6 +520,7 @@ LABELLED = {
     "robust_accuracy": lambda y, x: robust_accuracy(build(), x, y),
     "success_rate": lambda y, x: attacks.success_rate(build(), x, target=y),
     "margin": lambda y, x: attacks.margin(build()(x), y),
+    "swapped_bce": lambda y, x: attacks.swapped_bce(build()(x), y),
     "lead": lambda y, x: attacks.lead(build()(x), y),
     "fooled": lambda y, x: attacks.fooled(build()(x), y, 1),
     "loss_gradient": lambda y, x: attacks.loss_gradient(build(), x, y),
@@ -639,6 +652,13 @@ def test_batches_of_one_that_were_asked_for_are_named():
             ValueError, match="A batch has one image, from which batch norm cannot learn"
         ):
             training.fit(confused(), data, batch_size=size)
+
+
+def test_one_image_has_no_batch_statistics():
+    for data, size in ((images(1), 8), (images(5), 1)):
+        with pytest.raises(ValueError, match="A batch has one image, which has no statistics"):
+            victims.predicted(confused(), data, "batch", size)
+    assert len(victims.predicted(confused(), images(5), "batch", 4)) == 5
 
 
 def test_training_that_diverges_says_so():
