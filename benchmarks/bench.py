@@ -312,7 +312,7 @@ def confuse() -> list[Row]:
     batches = endless(torch.utils.data.DataLoader(usual_data(train), batch_size=64, shuffle=True))
     rows = []
     for device, least in (("cpu", 1.5), ("cuda", 3)):
-        if device == "cuda" and not torch.cuda.is_available():
+        if device == "cuda" and runtime.trouble("cuda"):
             continue
         steps, images = 40 if device == "cpu" else 100, train.to(device)
         ours, usual = (generators.noise_autoencoder(16, 32).to(device) for _ in range(2))

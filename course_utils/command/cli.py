@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from importlib.util import find_spec
+from itertools import product
 from pathlib import Path
 
 from course_utils.command import notebooks
@@ -24,12 +25,12 @@ NBVAL_NEEDS = "pytest nbval ipykernel matplotlib jaxtyping safetensors anywidget
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command and returns its exit status.
 
-    0: all is well; 1: a lecture, claim or check failed; 2: the command makes no sense; 130: it was
-    stopped by Ctrl-C.
+    0: all is well; 1: a lecture, claim, check or write failed; 2: the command makes no sense; 130:
+    it was stopped by Ctrl-C.
     """
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")  # a Windows console may not know ✔
+            stream.reconfigure(errors="plain")  # a pipe on Windows may not know ✔
     parser = make_parser()
     options, rest = parser.parse_known_args(arguments)
     if rest and options.command not in (open_lab, present):
@@ -37,9 +38,9 @@ def main(arguments: list[str] | None = None) -> int:
     options.rest = [argument for argument in rest if argument != "--"]
     try:
         return options.command(options)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         say(f"course: {error}", error=True)
-        return 2
+        return 2 if isinstance(error, ValueError) else 1
     except KeyboardInterrupt:
         say("\nstopped", error=True)
         return 130
@@ -50,7 +51,7 @@ def say(text: str, *, error: bool = False) -> None:
     try:
         from course_utils.command import screen
     except ImportError:  # `course doctor` names the cure
-        print(text, file=sys.stderr if error else sys.stdout, flush=True)
+        files.say(text, error=error)
     else:
         screen.say(text, error=error)
 
@@ -102,7 +103,7 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     text = "store the tables under results/; needs the full scale"
     parser.add_argument("--record", action="store_true", help=text)
     text = "folder for the executed notebooks and pages; default: build/lectures"
-    parser.add_argument("--out", type=Path, metavar="DIR", help=text)
+    parser.add_argument("--out", metavar="DIR", help=text)
 
 
 # --- running the lectures
@@ -117,21 +118,32 @@ def run(options: Options) -> int:
             f"--record stores what the full scale shows, and the scale is {scale}. "
             "Add --scale full, or leave out --record."
         )
-    out = options.out or files.ROOT / "build" / "lectures"
-    outcomes = []
-    with tempfile.TemporaryDirectory() as state:
+    paths = notebooks.find(options.lectures)
+    out = files.ROOT / "build" / "lectures"
+    if options.out:
+        out = files.folder("--out", options.out)
+    files.check_writable("--out", out)
+
+    def store(notebook, path: Path, outcome) -> None:
+        notebooks.export(notebook, path, out)
+
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as state:
         environment = run_environment(state, scale, options.record)
-        for path in notebooks.find(options.lectures):
-            notebook = notebooks.read(path)
-            outcomes.append(execute(notebook, path, environment, scale))
-            notebooks.export(notebook, path, out)
+        outcomes = run_all(paths, environment, scale, store)
+    status = report(outcomes, f"{scale} scale; notebooks and pages to read in {out}")
     if options.record:
         write_page()
-    return report(outcomes, f"{scale} scale; notebooks and pages to read in {out}")
+    return status
 
 
 def run_environment(state: str, scale: str, record: bool, **variables: str) -> dict[str, str]:
-    """The environment of a run at this scale; ``record`` stores the tables of the full scale."""
+    """The environment of a run at this scale; ``record`` stores the tables of the full scale.
+
+    Raises ``ValueError`` where kernels or tables have no folder: before hours of computing.
+    """
+    notebooks.jupyter_dir()
+    if record:
+        files.check_writable("COURSE_RESULTS", files.results_dir())
     if record and scale == "full":
         variables["COURSE_RECORD"] = "1"
     return notebooks.kernel_environment(state, COURSE_SCALE=scale, **variables)
@@ -141,66 +153,69 @@ def refresh(options: Options) -> int:
     from course_utils.core import data
 
     paths = notebooks.find(options.lectures)
+    folder = files.lectures_dir()
+    files.check_writable("COURSE_LECTURES", folder)
     source = data.load("mnist")[0].source
     if source != "MNIST":
         raise ValueError(
             f"the committed notebooks show MNIST, and there is only {source}. "
             "Connect to the network, or set COURSE_DATA."
         )
-    outcomes = []
-    with tempfile.TemporaryDirectory() as own:
+
+    def store(notebook, path: Path, outcome) -> None:
+        if outcome.good:
+            notebooks.tidy(notebook)
+            notebooks.write(notebook, path)
+
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as own:
         # an empty cache, so that a reader sees the networks being trained
-        environment = notebooks.kernel_environment(
-            f"{own}/state", COURSE_CACHE=f"{own}/cache", COURSE_SCALE="quick", COURSE_DEVICE="cpu"
-        )
-        for path in paths:
-            notebook = notebooks.read(path)
-            outcome = execute(notebook, path, environment, "quick")
-            outcomes.append(outcome)
-            if outcome.good:
-                notebooks.tidy(notebook)
-                notebooks.write(notebook, path)
-    folder = files.lectures_dir()
+        variables = {"COURSE_CACHE": f"{own}/cache", "COURSE_DEVICE": "cpu"}
+        environment = run_environment(f"{own}/state", "quick", False, **variables)
+        outcomes = run_all(paths, environment, "quick", store)
     return report(outcomes, f"good lectures were written to {folder}; the others are unchanged")
 
 
-def execute(notebook, path: Path, environment: dict[str, str], scale: str):
-    """Runs a lecture under a line of progress, says how it went, and returns its outcome."""
+def run_all(paths: list[Path], environment: dict[str, str], scale: str, store: Callable) -> list:
+    """Runs the lectures, says how each went, and returns their outcomes.
+
+    Calls ``store(notebook, path, outcome)`` after each.
+    """
     from course_utils.command import runner, screen
 
-    with screen.progress(path.stem) as on_cell:
-        outcome = runner.execute(
-            notebook,
-            path,
-            environment=environment,
-            seconds=notebooks.CELL_SECONDS[scale],
-            on_cell=on_cell,
-        )
-    if outcome.error:
-        error = outcome.error.replace("\n", "\n  ")
-        say(f"{path.stem}: FAILED, {outcome.seconds:.0f} s\n  {error}")
-    else:
-        say(f"{path.stem}: ran, {outcome.seconds:.0f} s")
-    return outcome
+    outcomes = []
+    for path in paths:
+        notebook = notebooks.read(path)
+        with screen.progress(path.stem) as on_cell:
+            outcome = runner.execute(
+                notebook,
+                path,
+                environment=environment,
+                seconds=notebooks.CELL_SECONDS[scale],
+                on_cell=on_cell,
+            )
+        try:
+            store(notebook, path, outcome)
+        except Exception as error:  # such as a full disk; the other lectures still run
+            reason = str(error).partition("\n")[0]
+            outcome.error = f"{outcome.error}\nit could not be stored: {reason}".lstrip()
+        if outcome.error:
+            error = outcome.error.replace("\n", "\n  ")
+            say(f"{path.stem}: FAILED, {outcome.seconds:.0f} s\n  {error}")
+        else:
+            say(f"{path.stem}: ran, {outcome.seconds:.0f} s")
+        outcomes.append(outcome)
+    return outcomes
 
 
 def report(outcomes: list, remark: str) -> int:
     """Prints the closing table, what is wrong, and a remark; returns the exit status."""
-    from course_utils.command import screen
+    from course_utils.command import runner, screen
 
-    rows = []
-    seconds = 0.0
-    total = 0
-    kept = 0
+    total = runner.Outcome("all", 0.0)
     for outcome in outcomes:
-        row = f"{outcome.kept} of {len(outcome.claims)} kept"
-        if outcome.error:
-            row += ", FAILED"
-        rows.append((outcome.lecture, f"{outcome.seconds:.0f} s", row))
-        seconds += outcome.seconds
-        total += len(outcome.claims)
-        kept += outcome.kept
-    rows.append(("all", f"{seconds:.0f} s", f"{kept} of {total} kept"))
+        total.seconds += outcome.seconds
+        total.claims += outcome.claims
+    rows = [outcome.row for outcome in [*outcomes, total]]
     screen.show_table(("lecture", "time", "claims"), rows)
     for outcome in outcomes:
         for line in outcome.broken:
@@ -223,35 +238,34 @@ def test_gpu(options: Options) -> int:
     say(f"Running on {where}")
     rows = []
     failed = set()
-    with tempfile.TemporaryDirectory() as state:
-        for scale in scales:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as state:
+        for scale, path in product(scales, paths):
+            name = f"{path.stem}, {scale}"
+            if path in failed:  # at the quick scale; the full one would take hours
+                rows.append((name, "–", "left out"))
+                continue
+            say(f"\n{name} scale")
             environment = run_environment(state, scale, options.record, COURSE_DEVICE=device)
-            for path in paths:
-                if path in failed:  # at the quick scale; the full one would take hours
-                    rows.append((f"{path.stem}, {scale}", "–", "left out"))
-                    continue
-                say(f"\n{path.stem}, {scale} scale")
-                started = time.monotonic()
-                seconds = notebooks.CELL_SECONDS[scale]
-                done = notebooks.nbval(path, environment=environment, seconds=seconds)
-                result = "passed"
-                if done.returncode:
-                    failed.add(path)
-                    result = "FAILED"
-                rows.append(
-                    (f"{path.stem}, {scale}", f"{time.monotonic() - started:.0f} s", result)
-                )
-    if options.record:
-        write_page()
+            started = time.monotonic()
+            seconds = notebooks.CELL_SECONDS[scale]
+            done = notebooks.nbval(path, environment=environment, seconds=seconds)
+            result = "passed"
+            if done.returncode:
+                failed.add(path)
+                result = "FAILED"
+            rows.append((name, f"{time.monotonic() - started:.0f} s", result))
     screen.show_table(("lecture", "time", "nbval"), rows)
     say(f"{len(failed)} of {len(paths)} lectures failed on {where}")
+    if options.record:
+        write_page()
     return int(bool(failed))
 
 
 def device_to_test() -> tuple[str, str]:
     """The device to test on, and its name.
 
-    Raises ``ValueError`` if packages are missing, or if only the CPU is there and not asked for.
+    Raises ``ValueError`` if packages are missing, if the device that ``COURSE_DEVICE`` names cannot
+    be used, or if only the CPU can and is not asked for.
     """
     missing = [name for name in NBVAL_NEEDS if find_spec(name) is None]
     if missing:
@@ -261,16 +275,19 @@ def device_to_test() -> tuple[str, str]:
         )
     import torch
 
-    chosen = os.environ.get("COURSE_DEVICE")
-    cuda = torch.cuda.is_available()
-    if not cuda and not chosen and os.environ.get("COURSE_SCALE") != "quick":
+    from course_utils.core import runtime
+
+    problem = runtime.trouble("cuda")
+    device = "cpu" if problem else "cuda"
+    if os.environ.get("COURSE_DEVICE"):
+        device = str(runtime.device())
+    elif problem and os.environ.get("COURSE_SCALE") != "quick":
         raise ValueError(
-            "this machine's PyTorch has no CUDA. COURSE_SCALE=quick tries this command on the "
-            "CPU; COURSE_DEVICE=cpu runs all of it there."
+            f"this machine's PyTorch has no CUDA ({problem}). COURSE_SCALE=quick tries this "
+            "command on the CPU; COURSE_DEVICE=cpu runs all of it there."
         )
-    device = chosen or ("cuda" if cuda else "cpu")
-    if cuda and device.startswith("cuda"):
-        return device, torch.cuda.get_device_name()
+    if device.startswith("cuda"):
+        return device, torch.cuda.get_device_name(device)
     return device, f"{device}, NOT on CUDA"
 
 
@@ -320,7 +337,7 @@ def check_setup(options: Options) -> int:
     from course_utils.command import doctor
 
     problems = doctor.report(where=True, say=say)
-    with suppress(ImportError):  # the report names what is missing
+    with suppress(ImportError, OSError, ValueError):  # the report names what is wrong
         from course_utils.core import download
 
         download.forget_failed_downloads()  # the next lecture tries the network again
@@ -341,7 +358,7 @@ def present(options: Options) -> int:
 
 def list_lectures(options: Options) -> int:
     for path in notebooks.find([]):
-        print(notebooks.title(path))
+        files.say(notebooks.title(path))
     return 0
 
 

@@ -11,7 +11,7 @@ import platform
 import shutil
 import subprocess
 import sys
-import tempfile
+import warnings
 from collections.abc import Callable
 
 from course_utils.command import notebooks
@@ -26,28 +26,39 @@ REINSTALL_TORCH = "pip install --upgrade --force-reinstall torch torchvision -c 
 Found = tuple[str, str]
 
 
-class Problem(Exception):
-    """What is wrong, and the cure."""
-
-
 # --- what needs PyTorch, in a process of its own
 
 
 def torch_facts() -> dict:
-    """Versions and GPUs; fails, perhaps with a crash, if torch and torchvision do not fit."""
+    """Versions; fails, perhaps with a crash, if torch and torchvision do not fit."""
     import torch
     import torchvision
     from torchvision.ops import nms
 
     nms(torch.zeros(1, 4), torch.zeros(1), 0.5)
-    gpu = ""
-    if torch.cuda.is_available():
-        gpu = torch.cuda.get_device_name()
     return {
         "pair": f"torch {torch.__version__} with torchvision {torchvision.__version__}",
-        "gpu": gpu,
         "cuda build": torch.version.cuda,
-        "mps": torch.backends.mps.is_available(),
+    }
+
+
+def device_facts() -> dict:
+    """The device that the course takes, what PyTorch warns of, and the GPUs that can compute."""
+    import torch
+
+    from course_utils.core import runtime
+
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        chosen = runtime.device()
+    gpu = ""
+    if not runtime.trouble("cuda"):
+        gpu = torch.cuda.get_device_name()
+    return {
+        "chosen": str(chosen),
+        "warnings": [str(warning.message) for warning in told],
+        "gpu": gpu,
+        "mps": not runtime.trouble("mps"),
     }
 
 
@@ -64,8 +75,14 @@ def complete_sets() -> list[str]:
     ]
 
 
-def unexpected(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}. Cure: {REINSTALL}"
+def in_words(error: Exception) -> str:
+    """What is wrong, and the cure. A ValueError of the course itself says both."""
+    if type(error) is ValueError:
+        return str(error)
+    cure = REINSTALL
+    if isinstance(error, PermissionError):
+        cure = "give yourself the right to use it"
+    return f"{type(error).__name__}: {error}. Cure: {cure}"
 
 
 def probe() -> None:
@@ -73,14 +90,12 @@ def probe() -> None:
     answers = {"torch": (torch_facts(), "")}
     from course_utils.core import runtime
 
-    questions = {"device": runtime.device, "scale": runtime.scale, "sets": complete_sets}
+    questions = {"device": device_facts, "scale": runtime.scale, "sets": complete_sets}
     for name, ask in questions.items():
         try:
             answers[name] = (ask(), "")
-        except ValueError as error:
-            answers[name] = (None, str(error))
         except Exception as error:
-            answers[name] = (None, unexpected(error))
+            answers[name] = (None, in_words(error))
     print(json.dumps(answers, default=str))
 
 
@@ -125,10 +140,10 @@ def installed(name: str) -> str:
 
 
 def answer(name: str):
-    """One answer of the child process. Raises ``Problem`` if there is none."""
+    """One answer of the child process. Raises ``ValueError`` if there is none."""
     value, problem = run_probe().get(name, (None, "unknown until PyTorch works."))
     if problem:
-        raise Problem(problem)
+        raise ValueError(problem)
     return value
 
 
@@ -138,7 +153,7 @@ def answer(name: str):
 def python() -> Found:
     # pip and make refuse an older Python, but a plain copy of the course does not
     if sys.version_info < (3, 11):  # noqa: UP036
-        raise Problem(
+        raise ValueError(
             f"Python {platform.python_version()} is too old. "
             "Install 3.11 or newer, and make the environment anew with it."
         )
@@ -163,7 +178,7 @@ def packages() -> Found:
         if not requirement.specifier.contains(version, prereleases=True):
             wrong.append(f"{name} is {version}, and the course needs {requirement.specifier}")
     if wrong:
-        raise Problem(f"{'; '.join(wrong)}. Cure: {REINSTALL}")
+        raise ValueError(f"{'; '.join(wrong)}. Cure: {REINSTALL}")
     return f"all {len(requirements)} are there, in versions that fit", ""
 
 
@@ -172,8 +187,10 @@ def torch_pair() -> Found:
 
 
 def device() -> Found:
-    chosen = answer("device")
-    facts = answer("torch")
+    facts = answer("device")
+    chosen = "; ".join([facts["chosen"], *facts["warnings"]])
+    if facts["warnings"]:
+        return chosen, ""
     if facts["gpu"]:
         return f"{chosen}; this machine has CUDA ({facts['gpu']})", ""
     if facts["mps"]:
@@ -181,8 +198,9 @@ def device() -> Found:
     if not shutil.which("nvidia-smi"):
         return f"{chosen}; no GPU, which is fine for the quick scale", ""
     build = "a build without CUDA"
-    if facts["cuda build"]:
-        build = f"built for CUDA {facts['cuda build']}; a newer driver may cure it"
+    cuda = answer("torch")["cuda build"]
+    if cuda:
+        build = f"built for CUDA {cuda}; a newer driver may cure it"
     return f"{chosen}; there is an NVIDIA driver, but this PyTorch ({build}) cannot use it", ""
 
 
@@ -215,33 +233,36 @@ def widgets() -> Found:
 
 def folders() -> Found:
     places = {
-        "COURSE_DATA": files.data_dir(),
-        "COURSE_CACHE": files.cache_dir(),
-        "COURSE_STATE": files.state_dir(),
+        "COURSE_DATA": files.data_dir,
+        "COURSE_CACHE": files.cache_dir,
+        "COURSE_STATE": files.state_dir,
     }
+    sets, _ = run_probe().get("sets", (None, ""))
     lines = []
+    wrong = []
+    try:
+        notebooks.check_jupyter()
+    except ValueError as error:
+        wrong.append(str(error))
     for variable, place in places.items():
         try:
-            place.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=place):
-                pass
-        except OSError as error:
-            if variable == "COURSE_DATA" and "MNIST" in answer("sets"):
-                continue  # a classroom's folder, complete and read-only
-            raise Problem(
-                f"{place} cannot be written ({error}). Set {variable} to a folder of your own."
-            ) from error
-        lines.append(f"{variable} is {place}")
+            files.check_writable(variable, place())
+            lines.append(f"{variable} is {place()}")
+        except ValueError as error:
+            if variable != "COURSE_DATA" or "MNIST" not in (sets or ()):
+                wrong.append(str(error))  # else a classroom's folder, complete and read-only
+    if wrong:
+        raise ValueError(" ".join(wrong))
     return "data, cache and progress can be written", ", ".join(lines)
 
 
 def disk() -> Found:
     place = files.cache_dir()
-    while not place.exists():
+    while not os.path.exists(place):  # False, too, where it may not be looked at
         place = place.parent
     free = shutil.disk_usage(place).free / 1e9
     if free < FREE_GB:
-        raise Problem(
+        raise ValueError(
             f"{free:.1f} GB are free at {place}; the course needs {FREE_GB:g} GB. "
             "Make room, or set COURSE_CACHE and COURSE_DATA elsewhere."
         )
@@ -249,10 +270,7 @@ def disk() -> Found:
 
 
 def lectures() -> Found:
-    try:
-        return str(len(notebooks.find([]))), str(files.lectures_dir())
-    except ValueError as error:
-        raise Problem(str(error)) from error
+    return str(len(notebooks.find([]))), str(files.lectures_dir())
 
 
 CHECKS: dict[str, Callable[[], Found]] = {
@@ -273,16 +291,14 @@ def examine(check: Callable[[], Found], where: bool) -> tuple[bool, str]:
     """Whether a check passes, and what to say about it."""
     try:
         text, place = check()
-    except Problem as problem:
-        return False, str(problem)
     except Exception as error:  # whatever is broken, the other checks still run
-        return False, unexpected(error)
+        return False, in_words(error)
     if where and place:
         text += f" ({place})"
     return True, text
 
 
-def report(*, where: bool = False, say: Callable[[str], None] = print) -> int:
+def report(*, where: bool = False, say: Callable[[str], None] = files.say) -> int:
     """Prints one line per check, with ``where`` the folders too; returns the number of problems."""
     run_probe.cache_clear()
     problems = 0

@@ -20,7 +20,7 @@ from typing import TextIO
 import nbformat
 
 from course_utils.command import notebooks
-from course_utils.core.files import state_dir, write_atomic
+from course_utils.core import files
 
 # A classroom has thirty machines and one slow network: no news, no search for updates
 LAB_SETTINGS = {
@@ -61,13 +61,13 @@ def working_copy() -> Path:
     A copy that the student has changed is never overwritten. A newer lecture is then written next
     to it, and a line says so.
     """
-    folder = state_dir() / "lectures"
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = files.state_dir() / "lectures"
+    files.check_writable("COURSE_STATE", folder)
     record = folder / ".origins.json"
     origins = read_origins(record)
     for lecture in notebooks.lectures():
         update(folder / lecture.name, lecture.read_text(encoding="utf-8"), origins)
-    write_atomic(record, json.dumps(origins, indent=1))
+    files.write_atomic(record, json.dumps(origins, indent=1))
     return folder
 
 
@@ -84,10 +84,10 @@ def update(copy: Path, content: str, origins: Origins) -> None:
     new = digests(content)
     origin = origins.get(copy.name)
     if not copy.exists():
-        write_atomic(copy, content)
+        files.write_atomic(copy, content)
     elif text_of(copy) != content:
         if not changed(copy, origins):
-            write_atomic(copy, content)
+            files.write_atomic(copy, content)
         elif origin and origin["source"] == new["source"]:
             return  # only outputs of the lecture differ from what the copy was made from
         else:
@@ -113,9 +113,9 @@ def write_beside(copy: Path, content: str, origins: Origins) -> None:
     while beside.exists() and changed(beside, origins):
         beside = copy.with_stem(f"{copy.stem} (new version {number})")
         number += 1
-    write_atomic(beside, content)
+    files.write_atomic(beside, content)
     origins[beside.name] = digests(content)
-    print(
+    files.say(
         f"{copy.name} has a new version, and you have changed yours: "
         f"yours is kept, the new one is '{beside.name}'."
     )
@@ -137,13 +137,14 @@ def server(
     command += ["--ServerApp.answer_yes=True", *arguments]
     if hasattr(os, "geteuid") and os.geteuid() == 0:
         command.append("--allow-root")  # usual in a container; only this machine can connect
+    notebooks.check_jupyter()
     with tempfile.TemporaryDirectory(prefix="course-lab-") as folder:
         overrides = Path(folder) / "labconfig" / "default_setting_overrides.json"
-        write_atomic(overrides, json.dumps(settings))
-        environment = os.environ | {
-            "JUPYTER_CONFIG_PATH": notebooks.put_first(folder, "JUPYTER_CONFIG_PATH"),
-            "JUPYTER_PREFER_ENV_PATH": "1",  # this environment's kernel before a user's "python3"
-        }
+        files.write_atomic(overrides, json.dumps(settings))
+        environment = files.environment(
+            JUPYTER_CONFIG_PATH=notebooks.put_first(folder, "JUPYTER_CONFIG_PATH"),
+            JUPYTER_PREFER_ENV_PATH="1",  # this environment's kernel before a user's "python3"
+        )
         exit_on_signals()
         process = subprocess.Popen(command, env=environment, stdout=output, stderr=output)
         try:
@@ -180,13 +181,13 @@ def lab(extra_args: Sequence[str] = ()) -> int:
 
     ``extra_args`` go to ``jupyter lab``.
     """
+    root = working_copy()
     # a workspace of its own keeps the tabs of the course apart from the student's other work
-    workspaces = state_dir() / "workspaces"
+    workspaces = files.state_dir() / "workspaces"
     start = "/lab"
     if not workspaces.exists():
         start = f"/lab/tree/{notebooks.find([])[0].name}"
-    root = working_copy()
-    print(f"Your copy of the lectures: {root}\nStop with Ctrl-C.", flush=True)
+    files.say(f"Your copy of the lectures: {root}\nStop with Ctrl-C.")
     arguments = [f"--LabApp.workspaces_dir={workspaces}", f"--LabApp.default_url={start}"]
     with server(root, LAB_SETTINGS, *arguments, *extra_args) as process:
         return wait(process)

@@ -103,11 +103,29 @@ def kernel_environment(state: str | Path, **variables: str) -> dict[str, str]:
     ``COURSE_STATE`` is ``state``, so that a student's progress is not touched. ``COURSE_RECORD``
     is set only through ``variables``: nothing is recorded by accident.
     """
-    environment = dict(os.environ)
-    environment.pop("COURSE_RECORD", None)
-    environment["PYTHONPATH"] = put_first(files.ROOT, "PYTHONPATH")
-    environment["COURSE_STATE"] = str(state)
-    return environment | variables
+    variables["COURSE_STATE"] = str(state)
+    variables["PYTHONPATH"] = put_first(files.ROOT, "PYTHONPATH")
+    environment = files.environment(**variables)
+    if "COURSE_RECORD" not in variables:
+        environment.pop("COURSE_RECORD", None)
+    return environment
+
+
+def jupyter_dir() -> Path:
+    """The folder for files of Jupyter's servers; ``ValueError`` where Jupyter finds no home."""
+    from jupyter_core.paths import jupyter_runtime_dir
+
+    try:
+        return Path(jupyter_runtime_dir())
+    except RuntimeError as error:
+        raise ValueError(
+            "this user has no home folder, which Jupyter needs; set HOME to a folder of your own."
+        ) from error
+
+
+def check_jupyter() -> None:
+    """Refuses to start a server where it cannot write."""
+    files.check_writable("HOME", jupyter_dir(), 0o700)  # as Jupyter makes it: it holds keys
 
 
 def nbval(

@@ -45,13 +45,16 @@ class Outcome:
         return [line for line in self.claims if line.startswith("✘")]
 
     @property
-    def kept(self) -> int:
-        """The number of claims that hold."""
-        return len(self.claims) - len(self.broken)
-
-    @property
     def good(self) -> bool:
         return not self.error and not self.broken
+
+    @property
+    def row(self) -> tuple[str, str, str]:
+        """The row of the closing table: lecture, time, claims."""
+        kept = f"{len(self.claims) - len(self.broken)} of {len(self.claims)} kept"
+        if self.error:
+            kept += ", FAILED"
+        return self.lecture, f"{self.seconds:.0f} s", kept
 
 
 def execute(
@@ -109,6 +112,9 @@ def failure(client: NotebookClient, environment: dict[str, str]) -> str:
         return f"the cell was stopped after {client.timeout:g} seconds"
     except DeadKernelError:
         return "the kernel died; the usual cause is too little memory"
+    except (OSError, RuntimeError) as error:
+        client.create_kernel_manager()  # nbclient's clean-up at exit fails without one
+        return f"no kernel could be started: {error}"
     return ""
 
 

@@ -11,6 +11,8 @@ from rich.highlighter import RegexHighlighter
 from rich.progress import BarColumn, Progress, SpinnerColumn, Task, TextColumn
 from rich.table import Table
 
+from course_utils.core import files
+
 PLAIN_SECONDS = 10  # without a terminal: seconds between two lines of progress
 PIPE_COLUMNS = 10_000  # a pipe or file has no width, so nothing is cut
 
@@ -21,16 +23,28 @@ class Marks(RegexHighlighter):
     highlights = ["(?P<green>^ok |✔)", "(?P<red>^(course:|PROBLEM)|FAILED|✘)"]
 
 
+def is_terminal(stream) -> bool:
+    """Whether a stream, which may be missing, is a terminal."""
+    return hasattr(stream, "isatty") and stream.isatty()
+
+
 def console(*, error: bool = False) -> Console:
     """A console on standard output, or on standard error, that prints text as it is."""
-    stream = sys.stderr if error else sys.stdout
-    width = None if stream.isatty() else PIPE_COLUMNS
+    width = None if is_terminal(sys.stderr if error else sys.stdout) else PIPE_COLUMNS
     return Console(stderr=error, width=width, highlighter=Marks(), markup=False, emoji=False)
+
+
+def show(*parts, error: bool = False, **options) -> None:
+    """Prints through ``files.say`` what rich makes of ``parts``."""
+    screen = console(error=error)
+    with screen.capture() as capture:
+        screen.print(*parts, **options)
+    files.say(capture.get().removesuffix("\n"), error=error)
 
 
 def say(text: str, *, error: bool = False) -> None:
     """Prints ``text``. Long lines are not broken, so that they can be copied."""
-    console(error=error).print(text, soft_wrap=True)
+    show(text, error=error, soft_wrap=True)
 
 
 def show_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -41,7 +55,7 @@ def show_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         table.add_column(title, justify="right", overflow="fold")
     for row in rows:
         table.add_row(*row)
-    console().print("", table, sep="\n")
+    show("", table, sep="\n")
 
 
 @contextmanager
@@ -52,7 +66,8 @@ def progress(name: str) -> Iterator[Callable[[int, int], None]]:
     disappears at the end; elsewhere a line is printed every ``PLAIN_SECONDS``.
     """
     screen = console()
-    live = screen.is_interactive and sys.stdout.isatty()  # FORCE_COLOR makes no terminal of a log
+    # asked twice, since FORCE_COLOR makes no terminal of a log
+    live = screen.is_interactive and is_terminal(sys.stdout)
     text = TextColumn("{task.description}, {task.elapsed:.0f} s", markup=False)
     columns = (SpinnerColumn(), BarColumn(bar_width=20), text)
     with Progress(

@@ -27,7 +27,7 @@ from nbformat import NotebookNode
 from nbformat.sign import NotebookNotary
 
 from course_utils.command import lab, notebooks, screen
-from course_utils.core.files import state_dir, write_atomic
+from course_utils.core.files import say, state_dir, write_atomic
 
 KEYS = {
     "ArrowRight": ["forward"],
@@ -183,11 +183,11 @@ def present(lecture: str, extra_args: Sequence[str] = ()) -> int:
             lab.server(folder, SETTINGS, *arguments, output=output) as process,
         ):
             url, token = wait_for_server(process, folder, log)
-            print(f"Preparing {name}: a presentation starts with everything run.", flush=True)
+            say(f"Preparing {name}: a presentation starts with everything run.")
             asyncio.run(run_all(notebook, name, start_kernel(name, url, token)))
             write_slides(notebook, folder / name)
             address = f"{url}lab/tree/{urllib.parse.quote(name)}?token={token}"
-            print(f"\nSlides: {address}\n{HELP}", flush=True)
+            say(f"\nSlides: {address}\n{HELP}")
             if "--no-browser" not in extra_args:
                 webbrowser.open(address)
             return lab.wait(process)
@@ -221,7 +221,7 @@ def write_slides(notebook: NotebookNode, path: Path) -> None:
     NotebookNotary().sign(notebook)  # else JupyterLab does not trust the outputs: no widgets
     write_atomic(path, nbformat.writes(notebook))
     if notes:
-        print(f"\nSpeaker notes\n{notes}")
+        say(f"\nSpeaker notes\n{notes}")
 
 
 def clean_up(copy: Path, original: dict[str, str]) -> None:
@@ -229,6 +229,6 @@ def clean_up(copy: Path, original: dict[str, str]) -> None:
     if copy.exists():
         now = lab.digests(copy.read_text(encoding="utf-8"))
         if now is None or now["source"] != original["source"]:
-            print(f"You edited cells while presenting; they are kept in {copy}")
+            say(f"You edited cells while presenting; they are kept in {copy}")
             return
     shutil.rmtree(copy.parent, ignore_errors=True)

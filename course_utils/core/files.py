@@ -1,6 +1,6 @@
-"""Folders and files of the course. Imports nothing heavy, so that the command starts at once.
+"""Folders, files and output of the course. Imports nothing heavy: the command starts at once.
 
-One environment variable names each folder: ``COURSE_DATA``, ``COURSE_CACHE``, ``COURSE_STATE``.
+One environment variable names each folder. Empty counts as unset; blanks alone are refused.
 """
 
 import codecs
@@ -41,7 +41,7 @@ def folder(name: str, value: str) -> Path:
 
 
 def named(variable: str, default: Callable[[], str]) -> Path:
-    """The folder that an environment variable names, or the default. Empty counts as unset."""
+    """The folder that an environment variable names, or else what ``default`` gives."""
     value = os.environ.get(variable)
     if value:
         return folder(variable, value)
@@ -65,10 +65,10 @@ def environment(**variables: str) -> dict[str, str]:
     return found
 
 
-def check_writable(name: str, place: Path) -> None:
+def check_writable(name: str, place: Path, mode: int = 0o777) -> None:
     """Makes the folder ``place``; refuses one that cannot be written. ``name`` says whose it is."""
     try:
-        place.mkdir(parents=True, exist_ok=True)
+        place.mkdir(mode, parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=place):
             pass
     except OSError as error:

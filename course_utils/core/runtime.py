@@ -3,9 +3,11 @@
 ``COURSE_SCALE`` (quick, full) and ``COURSE_DEVICE`` (cpu, cuda, mps) set the first two.
 """
 
+import functools
 import os
 import platform
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TypeVar
@@ -34,21 +36,41 @@ def pick(*, quick: T, full: T) -> T:
     return full if scale() == "full" else quick
 
 
+@functools.cache
+def trouble(name: str) -> str:
+    """Returns why a device cannot compute, or "" if it can: runs a small kernel there.
+
+    PyTorch may list a GPU that is too old for it, or whose driver is, and run nothing on it.
+    """
+    try:
+        total = torch.ones(2, device=name).sum().item()
+    except Exception as error:  # each kind of device raises its own
+        return str(error).partition("\n")[0] or type(error).__name__
+    return "" if total == 2 else f"1 + 1 is {total:g} there"
+
+
 def device() -> torch.device:
-    """Returns ``COURSE_DEVICE`` if set, else CUDA, else Apple's MPS, else the CPU."""
+    """Returns ``COURSE_DEVICE`` if set, else CUDA, else Apple's MPS, else the CPU.
+
+    Warns of a GPU that cannot compute. Raises ``ValueError`` if it is the one that was asked for.
+    """
     wanted = os.environ.get("COURSE_DEVICE")
+    if wanted and trouble(wanted):
+        raise ValueError(
+            f"COURSE_DEVICE is {wanted!r}, which this machine's PyTorch cannot use "
+            f"({trouble(wanted)}); unset it to let the course choose."
+        )
     if wanted:
-        try:
-            return torch.zeros(1, device=wanted).device
-        except (RuntimeError, AssertionError) as error:
-            raise ValueError(
-                f"COURSE_DEVICE is {wanted!r}, which this machine's PyTorch cannot use ({error}); "
-                "unset it to let the course choose."
-            ) from error
-    if torch.cuda.is_available():
-        return torch.device("cuda", torch.cuda.current_device())
-    if torch.backends.mps.is_available():
-        return torch.device("mps")
+        return torch.empty(0, device=wanted).device
+    for name, kind in (("cuda", torch.cuda), ("mps", torch.backends.mps)):
+        if kind.is_available():
+            if not trouble(name):
+                return torch.empty(0, device=name).device
+            warnings.warn(
+                f"This machine has {name}, and its PyTorch cannot use it ({trouble(name)}); "
+                "the course runs on another device. COURSE_DEVICE=cpu hides this warning.",
+                stacklevel=1,  # one place, so that it is shown once
+            )
     return torch.device("cpu")
 
 
@@ -64,6 +86,8 @@ def seeded(seed: int) -> Iterator[None]:
     For what takes no generator: first weights, dropout and the like.
     """
     devices = range(torch.cuda.device_count())  # without it, several GPUs cause a warning
+    if devices and trouble("cuda"):
+        devices = ()
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
         yield

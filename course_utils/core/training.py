@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from course_utils.core import cache, models, runtime
+from course_utils.core import cache, files, models, runtime
 from course_utils.core.images import Images
 
 CHECKPOINT_EVERY = 60  # seconds
@@ -216,7 +216,7 @@ class Run:
             "random": torch.get_rng_state(),
             "history": asdict(self.history),
         }
-        if torch.cuda.is_available():
+        if not runtime.trouble("cuda"):
             state["cuda"] = torch.cuda.get_rng_state_all()
         cache.keep_state(path, state)
 
@@ -283,7 +283,7 @@ def fit(
             run.epoch(images, objective, batch_size)
             run.measure(sample, validation)
             if verbose:
-                print(run.history.last_line(epochs), flush=True)
+                files.say(run.history.last_line(epochs))
             if on_epoch is not None:
                 on_epoch(epoch, model)
             if checkpoint and time.perf_counter() - saved > CHECKPOINT_EVERY and epoch < epochs:
@@ -374,7 +374,7 @@ def trained(
             checkpoint.unlink(missing_ok=True)
     elif verbose:
         line = history.last_line(len(history.loss))
-        print(f"weights from the cache; last epoch: {line}")
+        files.say(f"weights from the cache; last epoch: {line}")
     return model.to(memory_format=torch.channels_last).eval(), history
 
 

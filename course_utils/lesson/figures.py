@@ -26,6 +26,7 @@ def seen_as(p: Tensor, classes: Sequence[str]) -> str:
 
 def class_probabilities(model: nn.Module, x: Tensor) -> Tensor:
     """Returns the probabilities (K,) of one image (1, C, H, W), on the CPU."""
+    plots.check_some("x", x)
     return predict(model, x).softmax(1)[0].cpu()
 
 
@@ -46,7 +47,7 @@ def before_and_after(
         plots.draw_image(ax, image, caption, **keywords)
     plots.probabilities(axes[3], p, classes, mark=mark, title=f"outlined: {meaning}")
     if title:
-        fig.suptitle(title)
+        fig.suptitle(title, **plots.PLAIN)
     return fig
 
 
@@ -118,7 +119,8 @@ def confusion(counts: Tensor, classes: Sequence[str]) -> Figure:
 
     Mistakes are coloured by their number, right answers are grey, zeros stay blank.
     """
-    counts = counts.cpu()
+    plots.check_some("counts", counts)
+    counts = counts.detach().cpu()
     mistakes = counts - torch.diag(counts.diag())
     most = max(int(mistakes.max()), 1)
     fig, ax = plots.subplots(width=7.5, height=5.6)
@@ -128,11 +130,8 @@ def confusion(counts: Tensor, classes: Sequence[str]) -> Figure:
         for j, count in enumerate(row):
             if count:
                 write_cell(ax, i, j, count, light=i != j and count > 0.6 * most)
-    ticks = range(len(classes))
-    ax.set(xticks=ticks, yticks=ticks, xlabel="seen as", ylabel="true class")
-    ax.set_xticklabels(classes)
-    ax.set_yticklabels(classes)
-    ax.grid(False)
+    ax.set(xlabel="seen as", ylabel="true class")
+    name_cells(ax, classes, classes)
     return fig
 
 
@@ -141,23 +140,44 @@ def write_cell(ax, i: int, j: int, text, light: bool) -> None:
     ax.text(j, i, text, ha="center", va="center", color="white" if light else "black")
 
 
+def name_cells(ax, rows: Sequence[str], columns: Sequence[str]) -> None:
+    """Names the rows and columns of a table."""
+    ax.set(xticks=range(len(columns)), yticks=range(len(rows)))
+    ax.set_xticklabels(columns, **plots.PLAIN)
+    ax.set_yticklabels(rows, **plots.PLAIN)
+    ax.grid(False)
+
+
 def labelled_rows(
     rows: Mapping[str, Tensor], columns: Sequence[str] = (), size: float = 0.88
 ) -> Figure:
-    """Draws one row of images (N, C, H, W) per entry: names at the left, columns' on top."""
+    """Draws one row of images (N, C, H, W) per entry: names at the left, columns' on top.
+
+    Rows may differ in length. Raises ``ValueError`` without rows, or if one has no images.
+    """
+    plots.check_some("rows", rows)
+    for name, x in rows.items():
+        plots.check_some(f"rows[{name!r}]", x)
     most = max(len(x) for x in rows.values())
     width = most * size + 2.4
     height = len(rows) * size + 0.6
     fig, axes = plots.subplots(len(rows), most, width=width, height=height, squeeze=False)
     for k, (name, x) in enumerate(rows.items()):
         for i, ax in enumerate(axes[k]):
-            plots.draw_image(ax, x[i], columns[i] if columns and k == 0 else "")
-        axes[k, 0].set_ylabel(name, rotation=0, ha="right", va="center", labelpad=10)
+            if i < len(x):
+                title = columns[i] if k == 0 and i < len(columns) else ""
+                plots.draw_image(ax, x[i], title)
+            else:
+                ax.set_axis_off()
+        look = {"rotation": 0, "ha": "right", "va": "center", "labelpad": 10}
+        axes[k, 0].set_ylabel(name, **look, **plots.PLAIN)
     return fig
 
 
 def shares(rows: Mapping[str, Sequence[float]], columns: Sequence[str]) -> Figure:
     """Draws a table of shares in [0,1], one row per entry: in per cent, darker where larger."""
+    plots.check_some("rows", rows)
+    plots.check_some("columns", columns)
     values = torch.tensor(list(rows.values()))
     fig, ax = plots.subplots(width=2.1 * len(columns) + 3.2, height=0.5 * len(rows) + 1.1)
     ax.imshow(values.numpy(), cmap="Blues", vmin=0, vmax=1, aspect="auto")
@@ -165,12 +185,9 @@ def shares(rows: Mapping[str, Sequence[float]], columns: Sequence[str]) -> Figur
         for j, share in enumerate(row):
             write_cell(ax, i, j, f"{share:.0%}", light=share > 0.6)
     ax.xaxis.tick_top()
-    ax.set(xticks=range(len(columns)), yticks=range(len(rows)))
-    ax.set_xticklabels(columns)
-    ax.set_yticklabels(list(rows))
+    name_cells(ax, list(rows), columns)
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
-    ax.grid(False)
     return fig
 
 
@@ -241,6 +258,10 @@ def linear_models(
     moves it by at most ``eps``. The grey scale reaches from −reach to 1 + reach, so that pixels
     outside [0,1] are visible.
     """
+    plots.check_some("models", models)
+    x = images.x[index : index + 1]
+    y = images.y[index : index + 1]
+    plots.check_some("x[index]", x)
     height = 2.6 * len(models)
     fig, axes = plots.subplots(
         len(models), 3, width=10.4, height=height, width_ratios=[1, 1, 2.3], squeeze=False
@@ -252,8 +273,6 @@ def linear_models(
         after[name] = scaled_margins(model, images, eps, box=box)
     low = min(float(margins.min()) for margins in before.values()) - reach
     high = max(float(margins.max()) for margins in before.values())
-    x = images.x[index : index + 1]
-    y = images.y[index : index + 1]
     lines = []
     for (name, model), (left, middle, right) in zip(models.items(), axes, strict=True):
         w = linear.weights(model)[0].detach()

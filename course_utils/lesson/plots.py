@@ -22,6 +22,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 RIGHT = COLOURS[0]
 WRONG = COLOURS[1]
 PAD = 0.04  # inches around an image in a grid
+PLAIN = {"parse_math": False}  # for text from data: a class may be called "$y_{$"
 
 
 def style() -> None:
@@ -72,9 +73,16 @@ def show(fig: Figure, alt: str, data: str) -> None:
     from IPython.display import Image, display
 
     fig.set_figheight(fig.get_figheight() + 0.25)  # a line of its own for the name
-    fig.supxlabel(f"data: {data}", x=0.995, ha="right", fontsize=11, color="0.35")
+    fig.supxlabel(f"data: {data}", x=0.995, ha="right", fontsize=11, color="0.35", **PLAIN)
     fig.draw_without_rendering()  # the first of two layout passes cuts titles of three lines
     display(Image(data=to_png(fig), format="png", alt=f"{alt} Data: {data}."))
+
+
+def check_some(name: str, value: Tensor | Sequence | Mapping) -> None:
+    """Refuses what is empty."""
+    size = value.numel() if isinstance(value, Tensor) else len(value)
+    if not size:
+        raise ValueError(f"{name} is empty, so nothing can be drawn; give one or more.")
 
 
 def draw_image(
@@ -91,7 +99,8 @@ def draw_image(
     ``signed`` draws a perturbation: blue for down, red for up, white for zero; the colours end at
     ±``limit`` (default: the largest change).
     """
-    image = image.detach().cpu().numpy()
+    check_some("image", image)
+    image = image.detach().cpu().float().numpy()
     if signed:
         limit = limit or float(abs(image).max()) or 1.0
         ax.imshow(image.mean(0), cmap="RdBu_r", vmin=-limit, vmax=limit)
@@ -99,7 +108,7 @@ def draw_image(
         ax.imshow(image.clip(0, 1).transpose(1, 2, 0))
     else:
         ax.imshow(image[0], cmap="gray", vmin=0, vmax=1)
-    ax.set_title(title, color=colour)
+    ax.set_title(title, color=colour, **PLAIN)
     ax.set(xticks=[], yticks=[])
     ax.grid(False)
     ax.spines[:].set_visible(False)
@@ -109,9 +118,9 @@ def text_width(text: str, size: str) -> float:
     """Returns the inches of the longest line of ``text`` in the font size of an rcParam."""
     font = FontProperties(size=matplotlib.rcParams[size])
     lines = [line for line in text.split("\n") if line.strip()]
-    return max(
-        (TextPath((0, 0), line, prop=font).get_extents().width / 72 for line in lines), default=0
-    )
+    with matplotlib.rc_context({"text.parse_math": False}):
+        widths = [TextPath((0, 0), line, prop=font).get_extents().width / 72 for line in lines]
+    return max(widths, default=0)
 
 
 def images(
@@ -127,8 +136,9 @@ def images(
     """Returns a grid of images (N, C, H, W), each ``size`` inches wide and under its title.
 
     ``signed`` is for perturbations, all on one scale. ``titles`` and ``colours`` (of the titles)
-    may be fewer than the images.
+    may be fewer than the images. Raises ``ValueError`` without images.
     """
+    check_some("x", x)
     columns = min(columns, len(x))
     rows = math.ceil(len(x) / columns)
     # no title is cut, nor does it run into the next
@@ -138,7 +148,7 @@ def images(
     height = rows * row + (0.35 if title else 0)
     fig, axes = subplots(rows, columns, width=width, height=height, squeeze=False)
     fig.get_layout_engine().set(w_pad=PAD, h_pad=PAD, wspace=0, hspace=0)
-    limit = float(x.abs().max()) or 1.0
+    limit = float(x.detach().float().abs().max()) or 1.0
     for i, ax in enumerate(axes.flat):
         if i >= len(x):
             ax.set_axis_off()
@@ -147,7 +157,7 @@ def images(
         colour = colours[i] if i < len(colours) else "black"
         draw_image(ax, x[i], text, signed=signed, limit=limit, colour=colour)
     if title:
-        fig.suptitle(title)
+        fig.suptitle(title, **PLAIN)
     return fig
 
 
@@ -167,7 +177,8 @@ def probabilities(
 
     Class ``mark``, such as the true one, is outlined in orange.
     """
-    p = p.detach().cpu().numpy()
+    check_some("p", p)
+    p = p.detach().cpu().float().numpy()
     bars = ax.bar(range(len(p)), p, color=["0.7"] * len(p))
     bars[int(p.argmax())].set_color(RIGHT)
     if mark is not None:
@@ -175,11 +186,12 @@ def probabilities(
         bars[mark].set_linewidth(3)
     # in the title, because a label beside the axis would cover a picture to its left
     label = f"probability\n{title}" if title else "probability"
-    ax.set(xticks=range(len(p)), ylim=(0, 1.05), title=label)
+    ax.set(xticks=range(len(p)), ylim=(0, 1.05))
+    ax.set_title(label, **PLAIN)
     if max(map(len, classes)) < 3:
-        ax.set_xticklabels(classes)
+        ax.set_xticklabels(classes, **PLAIN)
     else:
-        ax.set_xticklabels(classes, rotation=60, ha="right", rotation_mode="anchor")
+        ax.set_xticklabels(classes, rotation=60, ha="right", rotation_mode="anchor", **PLAIN)
     ax.grid(axis="x", visible=False)
 
 
@@ -196,12 +208,15 @@ def curves(
     """Draws named curves over ``x``.
 
     A curve of shape (seeds, points) becomes its mean with a band of one standard deviation.
+    The axes' labels and the title may hold mathematics, as in "$r_I$"; names are shown as they are.
     """
+    middles = []
     for name, values in lines.items():
-        values = torch.as_tensor(values, dtype=torch.float64).cpu().numpy()
+        values = torch.as_tensor(values, dtype=torch.float64).detach().cpu().numpy()
         middle = values if values.ndim == 1 else values.mean(0)
         every = max(1, len(middle) // 15)  # more markers would hide the line
         (line,) = ax.plot(x, middle, label=name, markevery=every)
+        middles.append(line)
         if values.ndim == 2 and len(values) > 1:
             spread = values.std(0, ddof=1)
             band = {"color": line.get_color(), "alpha": 0.2, "linewidth": 0}
@@ -210,4 +225,7 @@ def curves(
     if percent:
         ax.yaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1.0))
     if len(lines) > 1:
-        ax.legend()
+        # named afterwards: matplotlib leaves out names such as "_a"
+        legend = ax.legend(middles, ["name"] * len(lines))
+        for text, name in zip(legend.get_texts(), lines, strict=True):
+            text.set(text=name, **PLAIN)

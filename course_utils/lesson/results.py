@@ -156,7 +156,11 @@ def record(table_id: str, values: Values, data: str) -> None:
         **runtime.versions(),
     }
     text = json.dumps({"values": values, "provenance": provenance}, indent=1, ensure_ascii=False)
-    files.write_atomic(files.results_dir() / f"{table_id}.json", text + "\n")
+    path = files.results_dir() / f"{table_id}.json"
+    try:
+        files.write_atomic(path, text + "\n")
+    except OSError as error:  # counted as a claim that fails; hours of computing are not lost
+        files.say(f"✘ {path} could not be written ({error}). It should hold\n{text}")
 
 
 def commit() -> str:

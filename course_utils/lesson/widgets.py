@@ -46,7 +46,7 @@ class Picture(ipywidgets.VBox):
             drawn = self.draw(*args, **values)
             png, caption = drawn if isinstance(drawn, tuple) else (drawn, "")
             self.image.value = png
-        except Exception as error:  # of any type: students must see it
+        except (Exception, SystemExit) as error:  # of any type: students must see it
             failure = html.escape(f"{type(error).__name__}: {error}")
             failure = f"<b>This picture could not be drawn.</b> {failure}"
         self.error.value = failure

@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -81,9 +82,7 @@ def head_start(
     check_generator(generator, images)
     weights = [weight for weight in generator.parameters() if weight.requires_grad]
     adam = torch.optim.Adam(weights, lr=lr)
-    rate = torch.optim.lr_scheduler.LambdaLR(
-        adam, lambda step: min(1, (step + 1) / 100) * (1 - step / steps)
-    )
+    rate = torch.optim.lr_scheduler.LambdaLR(adam, partial(rise_and_fall, steps))
     draw = runtime.generator(seed)
     generator.train()
     with ExitStack() as modes:
@@ -102,6 +101,11 @@ def head_start(
             adam.step()
             rate.step()
     return generator.eval()
+
+
+def rise_and_fall(steps: int, step: int) -> float:
+    """What multiplies the rate: from 0 to 1 in 100 steps, and to 0 at the end."""
+    return min(1, (step + 1) / 100) * (1 - step / steps)
 
 
 # --- the second-order step

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import nbformat
 import pytest
 
-from course_utils.command import cli, lab, notebooks, slides
+from course_utils.command import cli, lab, notebooks, runner, slides
 from course_utils.core import data, files, runtime
 from course_utils.lesson import results
 
@@ -30,8 +30,8 @@ def stored_text(path):
     return notebooks.read(path).cells[1].outputs[0].text
 
 
-def cli_in_child(*arguments, **environment):
-    options = {"cwd": files.ROOT, "capture_output": True, "text": True}
+def cli_in_child(*arguments, encoding=None, **environment):
+    options = {"cwd": files.ROOT, "capture_output": True, "text": True, "encoding": encoding}
     return subprocess.run([*COMMAND, *arguments], env=os.environ | environment, **options)
 
 
@@ -50,6 +50,11 @@ def tables(tmp_path, monkeypatch, env):
     monkeypatch.setattr(results, "PAPERS", tmp_path / "papers.json")
     env(RESULTS=tmp_path / "results")
     return tmp_path / "results"
+
+
+@pytest.fixture
+def mnist(monkeypatch):
+    monkeypatch.setattr(data, "load", lambda name: [SimpleNamespace(source="MNIST")])
 
 
 # --- run
@@ -168,7 +173,151 @@ def test_what_makes_no_sense_is_refused(lecture, course):
 
 def test_a_stream_that_does_not_know_a_character_gets_another(good):
     done = cli_in_child("run", "✘", PYTHONIOENCODING="ascii")
-    assert done.returncode == 2 and "there is no lecture 0?; the lectures are 03" in done.stderr
+    assert done.returncode == 2 and "there is no lecture 0x; the lectures are 03" in done.stderr
+
+
+# --- folders
+
+
+def test_the_folders_of_a_run_do_not_move_with_its_kernels(lecture, course, tmp_path, monkeypatch):
+    """Kernels start in the lectures' folder; a relative path is meant from here."""
+    names = ("COURSE_DATA", "COURSE_CACHE", "COURSE_LECTURES", "COURSE_RESULTS")
+    calls = "files.data_dir(), files.cache_dir(), files.lectures_dir(), files.results_dir()"
+    lecture("03", f"from course_utils.core import files\nprint(*map(str, ({calls})), sep='|')")
+    monkeypatch.chdir(tmp_path)
+    for name in names:
+        monkeypatch.setenv(name, name.removeprefix("COURSE_").lower())
+    course("run")
+    told = stored_text(tmp_path / "out" / "03_tiny.ipynb").strip().split("|")
+    assert told == [
+        str(tmp_path.resolve() / name) for name in "data cache lectures results".split()
+    ]
+
+
+@pytest.fixture
+def no_kernel(monkeypatch):
+    def start(*arguments, **options):
+        raise AssertionError("a kernel was started")
+
+    monkeypatch.setattr(runner, "execute", start)
+    monkeypatch.setattr(notebooks, "nbval", start)
+
+
+@pytest.mark.parametrize("variable", ["COURSE_DATA", "COURSE_CACHE", "COURSE_LECTURES"])
+@pytest.mark.parametrize("value", ["'mine'", "mine ", "$HOME/mine", "\0"])
+def test_a_folder_that_a_shell_has_spoilt_is_refused_at_once(
+    good, no_kernel, course, monkeypatch, variable, value
+):
+    monkeypatch.setattr(os, "environ", os.environ | {variable: value})
+    assert course("run", status=2).startswith(f"course: {variable} is {value!r}; leave out")
+
+
+@pytest.mark.parametrize("out", ["/dev/null", "/dev/null/x", "'x'", "x\0", "$OUT"])
+def test_an_output_folder_that_cannot_be_written_is_refused_at_once(good, no_kernel, capsys, out):
+    assert cli.main(["run", "--out", out]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("course: ") and told.count("\n") == 1 and "--out" in told
+
+
+def test_records_that_cannot_be_written_are_refused_at_once(good, no_kernel, course, env):
+    env(RESULTS="/dev/null/results", DEVICE="cpu")
+    for command in (["run", "--scale", "full", "--record"], ["test-gpu", "--record"]):
+        told = course(*command, status=2)
+        assert "/dev/null/results cannot be written" in told and "Set COURSE_RESULTS" in told
+    assert course("results", status=1).startswith("course: ")
+
+
+def test_a_user_without_a_home_is_told_at_once(
+    good, no_kernel, course, env, mnist, monkeypatch, tmp_path
+):
+    pwd = pytest.importorskip("pwd", reason="Windows knows a home by other means")
+
+    def unknown(uid):
+        raise KeyError(uid)
+
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    for name in ("HOME", "JUPYTER_RUNTIME_DIR", "JUPYTER_DATA_DIR", "XDG_DATA_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    env(DEVICE="cpu", DATA=tmp_path, CACHE=tmp_path)
+    for command in ("run", "refresh", "test-gpu"):
+        assert "set HOME to a folder of your own" in course(command, status=2)
+
+
+def test_refresh_of_a_clone_that_cannot_be_written(good, no_kernel, course, mnist, monkeypatch):
+    def temporary_file(dir):
+        raise OSError(30, "Read-only file system", str(dir))
+
+    monkeypatch.setattr(files.tempfile, "TemporaryFile", temporary_file)
+    told = course("refresh", status=2)
+    assert told.startswith(f"course: {good.parent} cannot be written (Read-only file system)")
+
+
+@pytest.mark.parametrize("command", ["run", "refresh"])
+def test_a_disk_that_fills_up_costs_one_lecture(lecture, course, mnist, monkeypatch, command):
+    """Written with the real function but for the first lecture."""
+    for number in ("03", "04"):
+        lecture(number, *GOOD)
+    write = files.write_atomic
+    stored = []
+
+    def full(path, content):
+        if "03_tiny" in str(path):
+            raise OSError(28, "No space left on device", str(path))
+        stored.append(path.name)
+        write(path, content)
+
+    monkeypatch.setattr(files, "write_atomic", full)
+    told = course(command, status=1)
+    assert has_row(told, "03_tiny", r"\d+ s", "2 of 2 kept, FAILED")
+    assert has_row(told, "04_tiny", r"\d+ s", "2 of 2 kept")
+    assert "\n03_tiny FAILED: it could not be stored: [Errno 28] No space left" in told
+    assert "04_tiny.ipynb" in stored and "Traceback" not in told
+
+
+def test_a_page_that_cannot_be_written_comes_after_the_table(good, course, tables, monkeypatch):
+    def full():
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(cli, "write_page", full)
+    told = course("run", "--scale", "full", "--record", status=1)
+    assert has_row(told, "03_tiny", r"\d+ s", "2 of 2 kept")
+    assert told.endswith("\ncourse: [Errno 28] No space left on device\n")
+
+
+# --- streams
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "ascii", "latin-1"])
+def test_every_command_prints_into_any_pipe(good, encoding):
+    title = "03 · Tiny" if encoding != "ascii" else "03 . Tiny"
+    for arguments, expected in ((["list"], title), (["--help"], "usage"), (["run", "x"], "")):
+        done = cli_in_child(*arguments, PYTHONIOENCODING=encoding, encoding=encoding)
+        assert "Traceback" not in done.stderr and done.stdout.startswith(expected)
+
+
+def test_a_run_s_table_fits_a_stream_without_an_encoding(good, tmp_path, monkeypatch):
+    class Stream:
+        text = ""
+
+        def write(self, text):
+            text.encode("ascii")
+            self.text += text
+
+        def flush(self):
+            pass
+
+    monkeypatch.setattr(sys, "stdout", Stream())
+    assert cli.main(["run", "--out", str(tmp_path)]) == 0
+    assert "03_tiny: ran, " in sys.stdout.text and "2 of 2 kept" in sys.stdout.text
+
+
+def test_commands_run_without_streams(good, tmp_path, monkeypatch):
+    """As under pythonw on Windows."""
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, None)
+    assert cli.main(["list"]) == 0
+    assert cli.main(["run", "--out", str(tmp_path)]) == 0
+    assert cli.main(["run", "99"]) == 2
 
 
 # --- speed
@@ -210,11 +359,6 @@ finally:
 
 
 # --- refresh
-
-
-@pytest.fixture
-def mnist(monkeypatch):
-    monkeypatch.setattr(data, "load", lambda name: [SimpleNamespace(source="MNIST")])
 
 
 def test_refresh_stores_outputs_and_hash_and_nothing_that_changes(lecture, course, mnist):
@@ -314,9 +458,9 @@ def test_gpu_test_runs_quick_first_then_full(good, lecture, course, monkeypatch,
 
 
 def test_gpu_test_does_not_pass_on_the_cpu_unasked(good, course, monkeypatch, env):
-    monkeypatch.setattr(runtime.torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(runtime, "trouble", lambda name: "no kernel image")
     told = course("test-gpu", status=2)
-    assert "has no CUDA" in told and "COURSE_SCALE=quick" in told
+    assert "has no CUDA (no kernel image)" in told and "COURSE_SCALE=quick" in told
     env(SCALE="quick")
     assert "--record" in course("test-gpu", "--record", status=2)
 

@@ -13,9 +13,10 @@ import pytest
 import torch
 
 from course_utils.command import doctor
-from course_utils.core import download, files
+from course_utils.core import download, files, runtime
 
-FACTS = {"pair": "torch 2 with torchvision 0", "gpu": "", "cuda build": None, "mps": False}
+FACTS = {"pair": "torch 2 with torchvision 0", "cuda build": None}
+DEVICE = {"chosen": "cpu", "warnings": [], "gpu": "", "mps": False}
 
 
 @pytest.fixture
@@ -27,10 +28,10 @@ def healthy(lecture, env, tmp_path):
 
 @pytest.fixture
 def probed(monkeypatch):
-    """``probed(device="cpu", …)`` takes the place of the slow child process."""
+    """``probed(scale="full", …)`` takes the place of the slow child process."""
 
     def answers(**changed):
-        usual = {"torch": FACTS, "device": "cpu", "scale": "quick", "sets": []}
+        usual = {"torch": FACTS, "device": DEVICE, "scale": "quick", "sets": []}
         good = {name: (answer, "") for name, answer in (usual | changed).items()}
         monkeypatch.setattr(doctor, "run_probe", functools.cache(lambda: good))
 
@@ -92,6 +93,47 @@ def test_doctor_names_the_problem_and_the_cure(name, healthy, probed, course, mo
     assert found == name and words in text and "1 problem found" in told
 
 
+@pytest.mark.parametrize("variable", ["COURSE_DATA", "COURSE_CACHE", "COURSE_STATE"])
+@pytest.mark.parametrize("value", ["'mine'", "mine\r", "$HOME/mine"])
+def test_doctor_names_a_wrong_folder_and_goes_on(
+    variable, value, healthy, probed, course, monkeypatch
+):
+    monkeypatch.setenv(variable, value)
+    told = course("doctor", status=1)
+    wrong = dict(problems(told))
+    assert wrong["Folders"].startswith(f"{variable} is {value!r}; leave out")
+    assert "pip install" not in told and "ok       Widgets" in told and "ok       Lectures" in told
+
+
+def test_doctor_names_all_folders_that_a_user_without_home_needs(
+    healthy, probed, course, monkeypatch, tmp_path
+):
+    pwd = pytest.importorskip("pwd", reason="Windows knows a home by other means")
+
+    def unknown(uid):
+        raise KeyError(uid)
+
+    for name in ("COURSE_DATA", "COURSE_CACHE", "COURSE_STATE"):
+        monkeypatch.delenv(name)
+    for name in ("HOME", "JUPYTER_RUNTIME_DIR", "JUPYTER_DATA_DIR", "XDG_DATA_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    found = dict(problems(course("doctor", status=1)))
+    assert list(found) == ["Data", "Folders", "Disk"]
+    for name in ("COURSE_DATA", "COURSE_CACHE", "COURSE_STATE"):
+        assert f"{name} is not set" in found["Folders"]
+    assert "which Jupyter needs; set HOME to" in found["Folders"]
+    monkeypatch.setenv("JUPYTER_RUNTIME_DIR", str(tmp_path / "jupyter"))
+    assert "Jupyter" not in course("doctor", status=1).split("Folders")[1]
+
+
+def test_doctor_gives_no_cure_that_is_none():
+    told = doctor.in_words(PermissionError(13, "Permission denied", "/data"))
+    assert "/data" in told and "pip" not in told
+    assert "Cure: pip install" in doctor.in_words(UnicodeDecodeError("utf-8", b"", 0, 1, "bad"))
+    assert doctor.in_words(ValueError("do that")) == "do that"
+
+
 def test_doctor_names_a_wrong_device_and_scale(healthy, course, env):
     env(DEVICE="abacus", SCALE="medium")
     told = course("doctor", status=1)
@@ -133,19 +175,33 @@ def test_doctor_gives_up_on_a_torch_that_never_loads(healthy, course, monkeypatc
 
 
 @pytest.mark.parametrize(
-    "facts, driver, words",
+    "facts, build, driver, words",
     [
-        ({"gpu": "A GPU"}, True, "cpu; this machine has CUDA (A GPU)"),
-        ({"mps": True}, False, "cpu; this machine has Apple's MPS"),
-        ({}, False, "cpu; no GPU, which is fine for the quick scale"),
-        ({}, True, "this PyTorch (a build without CUDA) cannot use it"),
-        ({"cuda build": "13.2"}, True, "(built for CUDA 13.2; a newer driver may cure it)"),
+        ({"gpu": "A GPU"}, None, True, "cpu; this machine has CUDA (A GPU)"),
+        ({"mps": True}, None, False, "cpu; this machine has Apple's MPS"),
+        ({}, None, False, "cpu; no GPU, which is fine for the quick scale"),
+        ({}, None, True, "this PyTorch (a build without CUDA) cannot use it"),
+        ({}, "13.2", True, "(built for CUDA 13.2; a newer driver may cure it)"),
+        ({"warnings": ["It is too old."]}, "13.2", True, "cpu; It is too old."),
     ],
 )
-def test_doctor_explains_the_device(probed, monkeypatch, facts, driver, words):
-    probed(torch=FACTS | facts)
+def test_doctor_explains_the_device(probed, monkeypatch, facts, build, driver, words):
+    probed(device=DEVICE | facts, torch=FACTS | {"cuda build": build})
     monkeypatch.setattr(shutil, "which", lambda name: driver or None)
     assert words in doctor.device()[0]
+
+
+@pytest.mark.parametrize("name, kind", [("cuda", torch.cuda), ("mps", torch.backends.mps)])
+def test_doctor_tries_the_device(monkeypatch, name, kind):
+    """As where a GPU is too old for this PyTorch: listed, and the first kernel fails."""
+    monkeypatch.delenv("COURSE_DEVICE", raising=False)
+    for other in (torch.cuda, torch.backends.mps):
+        monkeypatch.setattr(other, "is_available", lambda there=other is kind: there)
+    monkeypatch.setattr(runtime, "trouble", {"cuda": "no kernel image", "mps": "too old"}.get)
+    facts = doctor.device_facts()
+    assert (facts["chosen"], facts["gpu"], facts["mps"]) == ("cpu", "", False)
+    (told,) = facts["warnings"]
+    assert f"has {name}" in told and runtime.trouble(name) in told
 
 
 def test_a_set_is_complete_with_all_files_or_all_archives(monkeypatch, tmp_path, env):
@@ -173,7 +229,7 @@ def test_a_data_folder_may_be_read_only_where_it_has_mnist(healthy, probed, env)
     probed(sets=["MNIST"])
     assert "COURSE_DATA" not in doctor.folders()[1]
     probed(sets=["SVHN"])
-    with pytest.raises(doctor.Problem, match="Set COURSE_DATA to a folder of your own"):
+    with pytest.raises(ValueError, match="Set COURSE_DATA to a folder of your own"):
         doctor.folders()
 
 

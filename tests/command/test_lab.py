@@ -1,10 +1,12 @@
 """The working copy. The server is tested in tests/browser/."""
 
+from types import SimpleNamespace
+
 import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from course_utils.command import lab
+from course_utils.command import lab, slides
 
 LECTURE, BESIDE = "01_first.ipynb", "01_first (new version).ipynb"
 
@@ -116,6 +118,32 @@ def test_a_deleted_copy_comes_back_fresh(copy):
     copy.unlink()
     lab.working_copy()
     assert copy.read_text() == lecture()
+
+
+@pytest.mark.parametrize("folder", ["/dev/null", "/dev/null/state"])
+def test_a_copy_that_cannot_be_written_is_refused_with_the_cure(course, env, folder):
+    env(STATE=folder)
+    for start in (lab.working_copy, lab.lab, lambda: slides.present("01")):
+        with pytest.raises(ValueError, match=f"^{folder}/lectures.*Set COURSE_STATE to"):
+            start()
+
+
+def test_the_server_s_kernels_find_the_folders_of_this_command(tmp_path, monkeypatch, env):
+    """They start in the working copy."""
+    started = []
+    monkeypatch.chdir(tmp_path)
+    env(DATA="data", CACHE="cache", STATE="state", RESULTS="results")
+
+    def popen(command, env, **options):
+        started.append(env)
+        return SimpleNamespace(poll=lambda: 0, wait=lambda: 0)
+
+    monkeypatch.setattr(lab.subprocess, "Popen", popen)
+    monkeypatch.setattr(lab, "exit_on_signals", lambda: None)
+    with lab.server(tmp_path, {}):
+        pass
+    for name in ("DATA", "CACHE", "STATE", "RESULTS"):
+        assert started[0][f"COURSE_{name}"] == str(tmp_path.resolve() / name.lower())
 
 
 def test_a_server_that_does_not_start_ends_the_command(course):

@@ -46,8 +46,25 @@ def test_the_environment_of_a_kernel(monkeypatch):
     monkeypatch.setenv("PYTHONPATH", "theirs")
     env = notebooks.kernel_environment("own", COURSE_SCALE="full")
     assert env["PYTHONPATH"] == f"{files.ROOT}{os.pathsep}theirs"
-    assert (env["COURSE_STATE"], env["COURSE_SCALE"]) == ("own", "full")
+    assert (env["COURSE_STATE"], env["COURSE_SCALE"]) == (os.path.abspath("own"), "full")
     assert "COURSE_RECORD" not in env and os.environ["COURSE_RECORD"] == "1"
     assert notebooks.kernel_environment("own", COURSE_RECORD="1")["COURSE_RECORD"] == "1"
+    monkeypatch.setenv("COURSE_DATA", "mine")
+    env = notebooks.kernel_environment("own", COURSE_CACHE="theirs")
+    assert [env[f"COURSE_{name}"] for name in ("DATA", "CACHE")] == [
+        os.path.abspath(name) for name in ("mine", "theirs")
+    ]
     monkeypatch.delenv("PYTHONPATH")
     assert notebooks.kernel_environment("own")["PYTHONPATH"] == str(files.ROOT)
+
+
+def test_jupyter_needs_a_folder(monkeypatch, tmp_path):
+    place = tmp_path / "new" / "runtime"
+    monkeypatch.setenv("JUPYTER_RUNTIME_DIR", str(place))
+    notebooks.check_jupyter()
+    assert place.is_dir() and not list(place.iterdir())
+    assert place.stat().st_mode & 0o777 == 0o700 or os.name != "posix"
+    for wrong in ("/dev/null", "/dev/null/runtime"):
+        monkeypatch.setenv("JUPYTER_RUNTIME_DIR", wrong)
+        with pytest.raises(ValueError, match=f"^{wrong} cannot be.*Set HOME to a folder of your"):
+            notebooks.check_jupyter()

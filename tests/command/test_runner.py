@@ -1,5 +1,7 @@
 """Headless runs that fail; good ones are in test_cli.py."""
 
+import sys
+
 import pytest
 
 from course_utils.command import notebooks, runner
@@ -29,6 +31,18 @@ def test_a_cell_that_hangs(execute):
     outcome, _ = execute("import time\ntime.sleep(60)", seconds=3)
     assert outcome.error.endswith("    the cell was stopped after 3 seconds")
     assert 3 < outcome.seconds < 60
+
+
+@pytest.mark.parametrize("command", [["/nowhere/python"], [sys.executable, "-c", "1 / 0"]])
+def test_a_kernel_that_does_not_start(execute, monkeypatch, command):
+    monkeypatch.setattr(runner, "get_kernel_dict", lambda: {"argv": command})
+    outcome, begun = execute("1 + 1")
+    assert not begun and outcome.error.startswith("no kernel could be started: ")
+
+
+@pytest.mark.parametrize("source", ["import sys\nsys.exit(3)", "raise SystemExit('enough')"])
+def test_a_cell_that_ends_the_program_is_an_error(execute, source):
+    assert execute(source)[0].error.splitlines()[-1].strip().startswith("SystemExit: ")
 
 
 def test_an_error_shows_the_first_lines_of_its_cell(execute):

@@ -1,13 +1,21 @@
 """Folders from the environment, and files that are whole or not there."""
 
+import io
 import os
 import stat
 import subprocess
 import sys
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from course_utils.core import files
+
+settings.register_profile("course", deadline=None, max_examples=60, derandomize=True)
+settings.load_profile("course")
 
 FOLDERS = {
     "COURSE_DATA": files.data_dir,
@@ -109,3 +117,221 @@ def test_permissions_follow_the_umask(mask, mode, tmp_path):
         os.umask(before)
     if os.name == "posix":
         assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == mode
+
+
+# --- values of the variables
+
+letters = st.text("abcxyzÄéλ漢.-_ ()'&+=#~0", min_size=1, max_size=12)
+names = letters.map(lambda text: text.strip(" '~.") or "x")
+relative = st.lists(names, min_size=1, max_size=3).map("/".join)
+
+
+@contextmanager
+def world(tmp_path, **variables):
+    """Starts in ``tmp_path``, which is the home, too; knows these variables alone."""
+    before = os.getcwd()
+    home = {"HOME": str(tmp_path), "USERPROFILE": str(tmp_path)}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "environ", home | variables)
+        os.chdir(tmp_path)
+        yield patch
+    os.chdir(before)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    return tmp_path_factory.mktemp("place").resolve()
+
+
+@given(variable=st.sampled_from(sorted(FOLDERS)), name=relative)
+def test_a_child_elsewhere_finds_the_same_folder(variable, name, place):
+    home = {"HOME": str(place), "USERPROFILE": str(place)}
+    for value in (name, f"./{name}", f"~/{name}", f"{place}/{name}", f"x/../{name}/"):
+        with world(place, **{variable: value}):
+            found = FOLDERS[variable]()
+            inherited = files.environment(OTHER="1")
+        assert found == place / name and inherited["OTHER"] == "1"
+        with world(Path("/"), **inherited | home):
+            assert FOLDERS[variable]() == found
+
+
+@given(variable=st.sampled_from(sorted(FOLDERS)), name=relative, data=st.data())
+def test_what_a_shell_left_in_a_value_is_refused(variable, name, data, place):
+    blanks = st.sampled_from([" ", "\t", "\r", "\n", "\r\n", "\xa0", "  "])
+    quote = data.draw(st.sampled_from(["'", '"', "`", "“"]))
+    blank = data.draw(blanks)
+    unread = data.draw(st.sampled_from(["$HOME", "${HOME}", "$(pwd)", "%USERPROFILE%", "%x%"]))
+    value = data.draw(
+        st.sampled_from(
+            [
+                *(f"{quote}{name}{quote}", f"{quote}{name}", f"{name}{quote}"),
+                *(f"{blank}{name}", f"{name}{blank}", blank, f"~/{name}{blank}"),
+                *(f"{unread}/{name}", f"{name}/{unread}", f"{name}\0", f'{name}"/"{name}'),
+            ]
+        )
+    )
+    with world(place, **{variable: value}):
+        for ask in (FOLDERS[variable], files.environment):
+            with pytest.raises(ValueError) as caught:
+                ask()
+            told = str(caught.value)
+            assert told.startswith(f"{variable} is {value!r}; leave out quotes, and blanks")
+
+
+@pytest.mark.parametrize("name", ["a$", "$", "50%", "100% of 5%", "a%20b%20c", "it's", "$5", "!x!"])
+def test_a_rare_name_is_a_name(name, place):
+    with world(place, COURSE_DATA=name):
+        assert files.data_dir() == place / name
+
+
+@pytest.mark.parametrize("variable", FOLDERS)
+def test_empty_counts_as_unset(variable, place):
+    with world(place):
+        unset = FOLDERS[variable]()
+    with world(place, **{variable: ""}):
+        assert FOLDERS[variable]() == unset
+        assert not files.environment()[variable]
+
+
+@pytest.mark.parametrize("value", ["~nobody-of-this-name/data", "~"])
+def test_a_home_that_is_not_there_is_named(value, place, nameless):
+    with nameless(COURSE_DATA=value), pytest.raises(ValueError) as caught:
+        files.data_dir()
+    assert str(caught.value).startswith(f"COURSE_DATA is {value!r}, which names no folder here")
+
+
+def test_a_folder_that_is_gone_is_no_starting_point(tmp_path):
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    with world(gone, COURSE_DATA="mine"):
+        gone.rmdir()
+        with pytest.raises(ValueError, match="COURSE_DATA is 'mine'.* give its full path"):
+            files.data_dir()
+        os.chdir(tmp_path)
+
+
+@pytest.fixture
+def nameless(tmp_path):
+    """A user without name and home, as in a container: ``with nameless(COURSE_DATA=…)``."""
+    pwd = pytest.importorskip("pwd", reason="Windows knows a home by other means")
+
+    def unknown(uid):
+        raise KeyError(f"getpwuid(): uid not found: {uid}")
+
+    @contextmanager
+    def start(**variables):
+        with world(tmp_path, **variables) as patch:
+            patch.setattr(pwd, "getpwuid", unknown)
+            patch.setattr(pwd, "getpwnam", unknown)
+            del os.environ["HOME"]
+            yield
+
+    return start
+
+
+@pytest.mark.parametrize("variable", ["COURSE_DATA", "COURSE_CACHE", "COURSE_STATE"])
+def test_without_a_home_the_variable_is_the_cure(variable, nameless, tmp_path):
+    with nameless(), pytest.raises(ValueError, match=f"^{variable} is not set.*no home folder"):
+        FOLDERS[variable]()
+    with nameless(**{variable: str(tmp_path / "mine")}):
+        assert FOLDERS[variable]() == (tmp_path / "mine").resolve()
+    with nameless():
+        assert files.results_dir() == files.ROOT / "results"
+        assert files.environment() == os.environ
+
+
+def test_a_named_folder_needs_no_default(monkeypatch, env, tmp_path):
+    def broken():
+        raise AssertionError("asked for")
+
+    monkeypatch.setattr(files, "user_dirs", broken)
+    for variable, folder in FOLDERS.items():
+        env(variable, str(tmp_path))
+        assert folder() == tmp_path.resolve()
+
+
+def test_a_folder_that_can_be_written_is_made_and_left_empty(tmp_path):
+    files.check_writable("--out", tmp_path / "new" / "folder")
+    assert not os.listdir(tmp_path / "new" / "folder")
+
+
+def test_a_folder_that_cannot_be_written_is_named_with_the_cure(tmp_path):
+    (tmp_path / "file").write_text("")
+    for place in (tmp_path / "file", tmp_path / "file" / "folder", tmp_path / ("x" * 300)):
+        with pytest.raises(ValueError) as caught:
+            files.check_writable("COURSE_CACHE", place)
+        told = str(caught.value)
+        assert told.startswith(f"{place} cannot be written (") and "Set COURSE_CACHE to" in told
+
+
+# --- say
+
+
+class Strict:
+    """A stream with nothing but ``write``, which may name another encoding than its own."""
+
+    def __init__(self, encoding, name=None):
+        self.known = encoding
+        self.text = ""
+        if name:
+            self.encoding = name
+
+    def write(self, text):
+        text.encode(self.known)
+        self.text += text
+
+    def flush(self):
+        pass
+
+
+TEXT = "● ○ ✔ ✘ 1 − 2 – ε ≤ ü"
+PLAIN = {
+    "utf-8": TEXT,
+    "cp1252": "* o + x 1 - 2 – ? ? ü",
+    "latin-1": "* o + x 1 - 2 - ? ? ü",
+    "ascii": "* o + x 1 - 2 - ? ? ?",
+}
+
+
+@pytest.mark.parametrize("encoding, expected", PLAIN.items())
+@pytest.mark.parametrize("error", [False, True])
+def test_say_replaces_what_a_stream_does_not_know(encoding, expected, error, monkeypatch):
+    stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding, newline="\n")
+    monkeypatch.setattr(sys, "stderr" if error else "stdout", stream)
+    files.say(TEXT, error=error)
+    assert stream.buffer.getvalue().decode(encoding) == f"{expected}\n"  # flushed
+
+
+@pytest.mark.parametrize(
+    "stream, expected",
+    [
+        (Strict("utf-8"), TEXT),
+        (Strict("ascii"), PLAIN["ascii"]),
+        (Strict("cp1252", "cp1252"), PLAIN["cp1252"]),
+        (Strict("ascii", "utf-8"), PLAIN["ascii"]),
+        (Strict("ascii", "no-such-encoding"), PLAIN["ascii"]),
+    ],
+)
+def test_say_needs_no_more_than_a_write(stream, expected, monkeypatch):
+    monkeypatch.setattr(sys, "stdout", stream)
+    files.say(TEXT)
+    assert stream.text == f"{expected}\n"
+
+
+def test_say_without_any_stream(monkeypatch):
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, None)
+    files.say(TEXT)
+    files.say(TEXT, error=True)
+
+
+@given(text=st.text(st.characters(exclude_categories=[])), name=st.sampled_from([*PLAIN]))
+def test_say_never_fails_and_keeps_what_is_known(text, name):
+    stream = io.TextIOWrapper(io.BytesIO(), encoding=name, newline="\n")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "stdout", stream)
+        files.say(text)
+    told = stream.buffer.getvalue().decode(name)
+    known = text.encode(name, "ignore").decode(name)
+    assert told == f"{text}\n" if known == text else len(told) == len(text) + 1
+    assert all(a == b for a, b in zip(text, told, strict=False) if a in known)

@@ -1,5 +1,9 @@
 """Scale, device and seeds."""
 
+import os
+import warnings
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -42,19 +46,108 @@ def test_device_can_be_chosen_and_is_put_in_words(env):
     assert runtime.device_name() == f"cpu, {torch.get_num_threads()} threads"
 
 
-@pytest.mark.parametrize("value", ["gpu", "cuda:99", "cpu cuda"])
-def test_a_device_that_is_not_there_is_named(value, env):
-    env("COURSE_DEVICE", value)
-    with pytest.raises(ValueError, match=f"COURSE_DEVICE is '{value}'.*unset it"):
+@pytest.mark.parametrize("value", ["gpu", "cuda:99", "cpu cuda", "meta", "hpu", "cpu\r", " ", "\0"])
+def test_a_device_that_is_not_there_is_named(value, monkeypatch):
+    monkeypatch.setattr(os, "environ", {"COURSE_DEVICE": value})
+    with pytest.raises(ValueError) as caught:
         runtime.device()
+    told = str(caught.value)
+    assert told.startswith(f"COURSE_DEVICE is {value!r}, which") and "unset it" in told
 
 
-@pytest.mark.parametrize("cuda, mps, kind", [(1, 1, "cuda"), (0, 1, "mps"), (0, 0, "cpu")])
-def test_without_a_wish_the_best_device_is_taken(cuda, mps, kind, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
-    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
-    assert runtime.device().type == kind
+@pytest.fixture
+def machine(monkeypatch):
+    """``machine("cuda", "mps", broken=…)`` has these devices; a device's first kernel may fail.
+
+    Gives the list of devices on which a kernel was tried.
+    """
+    tried = []
+
+    class Broken(torch.Tensor):
+        def sum(self):
+            raise RuntimeError("CUDA error: no kernel image is available\nCompile with …")
+
+    class Wrong(torch.Tensor):
+        def sum(self):
+            return torch.tensor(0.0)
+
+    def make(*names, broken=(), wrong=()):
+        plain = torch.ones
+
+        def ones(size, device):
+            tried.append(device)
+            kind = device.partition(":")[0]
+            if kind in broken:
+                return plain(size).as_subclass(Broken)
+            return plain(size).as_subclass(Wrong) if kind in wrong else plain(size)
+
+        def empty(size, device):
+            return SimpleNamespace(device=torch.device(device))
+
+        monkeypatch.setattr(torch, "ones", ones)
+        monkeypatch.setattr(torch, "empty", empty)
+        for name, kind in (("cuda", torch.cuda), ("mps", torch.backends.mps)):
+            monkeypatch.setattr(kind, "is_available", lambda there=name in names: there)
+        return tried
+
+    runtime.trouble.cache_clear()
+    yield make
+    runtime.trouble.cache_clear()
+
+
+@pytest.mark.parametrize("names, kind", [(["cuda", "mps"], "cuda"), (["mps"], "mps"), ([], "cpu")])
+def test_without_a_wish_the_best_device_is_taken(names, kind, machine):
+    machine(*names)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert runtime.device().type == kind
+
+
+@pytest.mark.parametrize(
+    "names, broken, kind",
+    [
+        (["cuda"], ["cuda"], "cpu"),
+        (["mps"], ["mps"], "cpu"),
+        (["cuda", "mps"], ["cuda"], "mps"),
+        (["cuda", "mps"], ["cuda", "mps"], "cpu"),
+    ],
+)
+def test_a_gpu_that_runs_nothing_is_passed_over_with_a_warning(names, broken, kind, machine):
+    tried = machine(*names, broken=broken)
+    for _ in range(3):
+        with pytest.warns(UserWarning) as told:
+            assert runtime.device().type == kind
+        said = [str(warning.message) for warning in told]
+        assert len(said) == len(broken)
+        for name, text in zip(broken, said, strict=True):
+            assert f"has {name}" in text and "(CUDA error: no kernel image is available)" in text
+    assert len(tried) == len(set(tried)), "one kernel for each device"
+
+
+def test_a_device_that_computes_wrongly_cannot_be_used(machine):
+    machine("mps", wrong=["mps"])
+    with pytest.warns(UserWarning, match=r"1 \+ 1 is 0 there"):
+        assert runtime.device() == torch.device("cpu")
+
+
+@pytest.mark.parametrize("wanted", ["cuda", "cuda:1", "mps"])
+def test_a_wish_that_runs_nothing_is_an_error(wanted, machine, env):
+    machine("cuda", "mps", broken=["cuda", "mps"])
+    env("COURSE_DEVICE", wanted)
+    with pytest.raises(ValueError, match=f"COURSE_DEVICE is '{wanted}'.*no kernel image.*unset"):
+        runtime.device()
+    env("COURSE_DEVICE", "cpu")
+    assert runtime.device() == torch.device("cpu")
+
+
+def test_seeds_leave_a_gpu_that_runs_nothing_alone(machine, monkeypatch):
+    """As where its driver fails: then even the state of its random numbers cannot be read."""
+    machine("cuda", broken=["cuda"])
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with runtime.seeded(0):
+        first = torch.rand(3)
+    with runtime.seeded(0):
+        assert torch.equal(torch.rand(3), first)
 
 
 @pytest.fixture

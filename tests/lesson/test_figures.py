@@ -1,6 +1,7 @@
 """Figures of the lectures: each is drawn, and says what it should."""
 
 import math
+import re
 
 import matplotlib
 import pytest
@@ -194,3 +195,66 @@ def test_linear_models_shows_shares_that_agree_with_the_exact_error(box):
     assert f"0.0% → {worst:.1%} wrong" in fig.axes[2].get_title()
     x_adv = linear.worst_case(model, pixels[:1], y[:1], 0.2, box=box)[0, 0]
     assert torch.allclose(drawn(fig.axes[1]), (x_adv + 0.3) / 1.6)
+
+
+# --- names and images of all kinds
+
+NAMES = ["$y_{$", "$x$", "_a_b", r"\frac{", "two\nlines", "", "w" * 60]
+
+
+def every_figure(model, names, x):
+    """Each figure that is given names of classes, rows or models; ``x`` is one image."""
+    images = Images(x.detach().float(), torch.tensor([1]), tuple(names[:2]), "noise")
+    counts = torch.full((10, 10), 3)
+    yield figures.digit(model, x, names)
+    yield figures.attacked(model, x, 1 - x, 0, names, names[0])
+    yield figures.fake(model, x, 1 - x, 0, names, names[0])
+    yield figures.confusion(counts, names)
+    yield figures.labelled_rows({name: x for name in names}, names)
+    yield figures.shares({name: [0.1, 0.9] for name in names}, names[:2])
+    yield figures.linear_models({names[0]: models.binary_logistic()}, images, 0, 0.1)[0]
+
+
+@pytest.mark.filterwarnings("ignore:constrained_layout not applied")
+@pytest.mark.parametrize("name", NAMES)
+def test_every_figure_shows_a_name_as_it_is(name, model):
+    names = [f"{name}{k}" for k in range(10)]
+    for fig in every_figure(model, names, image(0)):
+        plots.to_png(fig)
+        assert any(name in word for word in words(fig))
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float64])
+def test_every_figure_draws_images_of_any_precision_and_with_a_graph(kind, model):
+    x = image(0).to(kind).requires_grad_()
+    for fig in every_figure(model.to(kind), DIGITS, x):
+        plots.to_png(fig)
+
+
+def test_rows_may_differ_in_length():
+    rows = {"one": torch.rand(3, 1, 8, 8), "two": torch.rand(1, 1, 8, 8)}
+    fig = figures.labelled_rows(rows, ("a", "b"))
+    assert [len(ax.images) for ax in fig.axes] == [1, 1, 1, 1, 0, 0]
+    assert [ax.get_title() for ax in fig.axes[:3]] == ["a", "b", ""]
+
+
+def test_what_is_empty_is_refused_by_name(model):
+    nothing = torch.zeros(0, 1, 28, 28)
+    images = Images(nothing, torch.zeros(0, dtype=torch.int64), ("a", "b"), "noise")
+    for name, draw in (
+        ("x", lambda: figures.digit(model, nothing, DIGITS)),
+        ("x", lambda: figures.attacked(model, nothing, nothing, 0, DIGITS)),
+        ("x", lambda: figures.fake(model, nothing, nothing, 0, DIGITS)),
+        ("counts", lambda: figures.confusion(torch.zeros(0, 0), ())),
+        ("rows", lambda: figures.labelled_rows({})),
+        ("rows['b']", lambda: figures.labelled_rows({"a": image(0), "b": nothing})),
+        ("rows", lambda: figures.shares({}, ("a",))),
+        ("columns", lambda: figures.shares({"a": []}, ())),
+        ("models", lambda: figures.linear_models({}, images, 0, 0.1)),
+        (
+            "x[index]",
+            lambda: figures.linear_models({"a": models.binary_logistic()}, images, 0, 0.1),
+        ),
+    ):
+        with pytest.raises(ValueError, match=rf"^{re.escape(name)} is empty"):
+            draw()

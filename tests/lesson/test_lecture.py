@@ -1,5 +1,10 @@
 """A lecture's first line and its claims: one line of text each."""
 
+import io
+import re
+import sys
+
+import numpy as np
 import pytest
 import torch
 
@@ -31,6 +36,47 @@ def test_setup_says_where_it_runs_and_seeds(capsys, monkeypatch):
 def test_a_claim_prints_one_line(holds, mark, recorded, end, capsys):
     assert claim("A beats B", holds, recorded=recorded) is None
     assert capsys.readouterr().out == f"{mark} A beats B{end}"
+
+
+class Odd:
+    """A value whose truth is code of a student."""
+
+    def __init__(self, error):
+        self.error = error
+
+    def __bool__(self):
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    "holds",
+    [
+        torch.tensor([True, False]),
+        np.array([True, True]),
+        Odd(ValueError("two\nlines")),
+        Odd(SystemExit(3)),
+        lambda: True,
+        torch.nn.Linear(1, 1),
+    ],
+)
+def test_a_claim_that_cannot_be_judged_does_not_hold(holds, capsys):
+    claim("A beats B", holds)
+    (line,) = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(r"✘ A beats B \(\w+\(.*\)\)", line)
+
+
+def test_a_claim_lets_ctrl_c_pass():
+    with pytest.raises(KeyboardInterrupt):
+        claim("A beats B", Odd(KeyboardInterrupt()))
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "ascii", "latin-1"])
+def test_a_claim_reaches_a_stream_that_knows_no_mark(encoding, monkeypatch):
+    stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding, newline="\n")
+    monkeypatch.setattr(sys, "stdout", stream)
+    claim("ε: A − B", True)
+    claim("× ü", False)
+    assert stream.buffer.getvalue().decode(encoding).startswith("+ ?: A - B\nx ")
 
 
 def test_clearly_more_asks_for_three_standard_errors():

@@ -8,6 +8,8 @@ import matplotlib
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from matplotlib import _pylab_helpers
 from matplotlib.colors import to_rgb
 from matplotlib.text import Text
@@ -15,6 +17,9 @@ from PIL import Image
 
 from course_utils.core.runtime import generator
 from course_utils.lesson import plots
+
+settings.register_profile("course", deadline=None, max_examples=60, derandomize=True)
+settings.load_profile("course")
 
 WORDS = "airplane automobile bird cat deer dog frog horse ship truck".split()
 
@@ -265,3 +270,129 @@ def test_right_and_wrong_differ_for_every_eye(kind):
     distances = [np.linalg.norm(a - b) for a, b in itertools.combinations(seen, 2)]
     assert min(distances) > 0.1
     assert np.linalg.norm(seen[0] - seen[1]) > 0.3  # RIGHT and WRONG
+
+
+# --- names that come from data
+
+NAMES = [
+    *(
+        "$y_{$",
+        "$x$",
+        "$",
+        "a$b$c",
+        r"\$",
+        r"\frac{",
+        "$\\undefined$",
+        "_hidden",
+        "__",
+        "{}",
+        "%s %",
+    ),
+    *("two\nlines", "", " ", "<b>&amp;</b>", "w" * 60, "漢字", "a_b^c"),
+]
+
+
+def drawn_names(fig) -> list[str]:
+    """What is written in a figure that has been drawn."""
+    plots.to_png(fig)
+    return said(fig.findobj(Text))
+
+
+def figures_with(names: list[str]):
+    """A figure per place where a name may stand, and the texts that it must show."""
+    one, two = names
+    yield plots.images(noise(2, 1, 8, 8), names, title=one), [*names, one]
+    fig, ax = plots.subplots()
+    plots.probabilities(ax, noise(2).softmax(0), names, mark=1, title=one)
+    yield fig, [*names, f"probability\n{one}" if one else "probability"]
+    fig, ax = plots.subplots()
+    plots.draw_image(ax, noise(1, 8, 8), two, signed=True)
+    yield fig, [two]
+    fig, ax = plots.subplots()
+    plots.curves(ax, [1, 2], {one: [1, 2], two: [2, 3]}, xlabel="$x$", ylabel=r"$\epsilon$")
+    yield fig, [*({one, two} if one != two else ()), "$x$", r"$\epsilon$"]
+
+
+@pytest.mark.filterwarnings("ignore:Glyph", "ignore:constrained_layout not applied")
+@pytest.mark.parametrize("name", NAMES)
+def test_a_name_is_shown_as_it_is_whatever_it_is(name):
+    for fig, names in figures_with([name, "plain"]):
+        assert set(names) <= set(drawn_names(fig))
+
+
+@pytest.mark.filterwarnings("ignore:Glyph", "ignore:constrained_layout not applied")
+@settings(max_examples=8)
+@given(st.lists(st.text("$_^{}\\ab1 \n%é", max_size=9), min_size=2, max_size=2))
+def test_any_name_is_shown_as_it_is(names):
+    with matplotlib.rc_context():
+        plots.style()
+        for fig, shown in figures_with(names):
+            assert set(shown) <= set(drawn_names(fig))
+
+
+def test_a_name_in_dollars_looks_like_dollars_and_a_label_like_mathematics():
+    def width(draw):
+        fig, ax = plots.subplots(width=5, height=3)
+        draw(ax)
+        fig.draw_without_rendering()
+        (found,) = (text for text in texts(fig) if "x" in text.get_text())
+        return found.get_window_extent().width
+
+    name = "$x_{1}+x_{2}$"
+    keywords = {"xlabel": "", "ylabel": ""}
+    as_it_is = width(lambda ax: ax.set_xlabel(name, parse_math=False))
+    assert width(lambda ax: plots.draw_image(ax, noise(1, 8, 8), name)) > as_it_is  # a larger font
+    mathematics = width(lambda ax: plots.curves(ax, [1], {"a": [1]}, **keywords | {"xlabel": name}))
+    assert mathematics < 0.8 * as_it_is
+    assert plots.text_width(name, "axes.labelsize") == pytest.approx(as_it_is / 100, rel=0.05)
+    assert matplotlib.rcParams["text.parse_math"]  # a lecture's own figures keep their mathematics
+
+
+def test_a_curve_s_name_may_begin_with_an_underscore(ax):
+    plots.curves(ax, [1, 2], {"_a": [1, 2], "b": [2, 3]}, xlabel="x", ylabel="y")
+    assert said(ax.get_legend().get_texts()) == ["_a", "b"]
+    colours = [line.get_color() for line in ax.get_legend().get_lines()]
+    assert colours == [line.get_color() for line in ax.lines]
+
+
+def test_the_data_set_s_name_is_shown_as_it_is(ax, shown):
+    plots.show(ax.figure, "Nothing.", "a folder called $x_{$")
+    assert len(shown) == 1
+
+
+# --- images of all kinds
+
+KINDS = ["float16", "bfloat16", "float32", "float64", "uint8", "int64", "bool"]
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 8, 8)])
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_image_of_any_type_is_drawn(kind, shape, ax):
+    image = torch.ones(shape).to(getattr(torch, kind))
+    for signed in (False, True):
+        plots.draw_image(ax, image, signed=signed)
+        assert ax.images[-1].get_array().max() == 1
+    plots.to_png(plots.images(image[None], signed=True))
+
+
+@pytest.mark.parametrize("kind", ["float16", "bfloat16", "float64"])
+def test_values_of_any_type_and_with_a_graph_are_drawn(kind, ax):
+    x = noise(2, 1, 4, 4).to(getattr(torch, kind)).requires_grad_()
+    plots.draw_image(ax, 1 - x[0])
+    assert np.allclose(ax.images[0].get_array(), (1 - x[0, 0]).detach().float(), atol=1e-6)
+    plots.to_png(plots.images(1 - x, ["a", "b"]))
+    p = x.flatten(1)[0, :3].softmax(0)
+    plots.probabilities(ax, p, "abc")
+    assert [bar.get_height() for bar in ax.patches] == pytest.approx(p.tolist())
+    plots.curves(ax, [1, 2], {"a": x[0, 0, 0, :2]}, xlabel="", ylabel="")
+
+
+def test_what_is_empty_is_refused_by_name(ax):
+    nothing = torch.zeros(0, 1, 8, 8)
+    for name, draw in {
+        "x": lambda: plots.images(nothing),
+        "image": lambda: plots.draw_image(ax, nothing[:, 0]),
+        "p": lambda: plots.probabilities(ax, torch.zeros(0), []),
+    }.items():
+        with pytest.raises(ValueError, match=f"^{name} is empty.*give one or more"):
+            draw()

@@ -140,6 +140,14 @@ def test_the_record_holds_values_and_provenance(record, own):
     assert re.fullmatch(r"\d{4}-\d\d-\d\d", found["date"]) and found["seconds"] >= 0
 
 
+def test_what_cannot_be_stored_is_printed_and_the_lecture_goes_on(record, monkeypatch, capsys):
+    monkeypatch.setenv("COURSE_RESULTS", "/dev/null/results")
+    assert toy(clean=[1 / 3]).full == {"clean": [1 / 3]}
+    line, *text = capsys.readouterr().out.splitlines()
+    assert line.startswith("✘ /dev/null/results/01-toy.json could not be written")
+    assert json.loads("\n".join(text))["values"] == {"clean": [1 / 3]}
+
+
 def test_commit_of_the_clone(tmp_path, monkeypatch):
     def git(*arguments):
         own = "-c user.name=a -c user.email=a@b -c commit.gpgsign=false".split()

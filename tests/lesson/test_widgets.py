@@ -71,6 +71,18 @@ def test_an_error_is_shown_in_place_of_the_picture_and_goes_away():
     assert displays() == ("none", None) and picture.error.value == ""
 
 
+def test_a_picture_that_ends_the_program_ends_only_itself():
+    def draw(error):
+        raise error
+
+    for error, text in ((SystemExit("enough"), "SystemExit: enough"), (OSError("x"), "OSError: x")):
+        picture = Picture(draw)
+        picture.show(error)
+        assert text in picture.error.value
+    with pytest.raises(KeyboardInterrupt):
+        Picture(draw).show(KeyboardInterrupt())
+
+
 def test_explorer_refuses_what_has_no_value():
     for eps, words in ((0.3, "float; give a control"), (ipywidgets.Layout(), "Layout")):
         with pytest.raises(TypeError, match=f"eps is {words}"):
