@@ -4,39 +4,51 @@ Classifiers, autoencoders and noise generators use it alike. Files are written a
 that cannot be read is made again, and a folder that cannot be written costs a message only.
 """
 
+import copy
 import functools
 import hashlib
-import inspect
 import io
 import os
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save as safetensors_bytes
-from torch import Tensor, nn
+from torch import nn
 
-from course_utils.core import files
-from course_utils.core.images import Images
+from course_utils.core import by_value, files
+from course_utils.core.by_value import described
 
+__all__ = ["described", "key"]
+
+T = TypeVar("T")
 PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def key(**ingredients) -> str:
     """24 hex digits that change with any ingredient and with the code of ``core`` and ``methods``.
 
-    An ingredient is a model (layers, code and weights), images or a tensor (values and kind
-    of device), a function (name, source and bound arguments), or anything whose ``repr`` says what
-    it is; dicts, lists and tuples of these too.
+    Everything counts by value (``core/by_value.py``): models with their classes, attributes and
+    hooks, images, tensors, functions (lambdas too) with the globals they read, objects, and dicts,
+    lists and tuples of these. PyTorch counts by its version, devices by their kind. The default
+    dtype and autocast count too. A function, or what cannot be described, may have an attribute
+    ``key``, a string that then stands for it.
 
     Raises:
-        ValueError: a function whose name does not say what it does, such as a lambda.
+        ValueError: an ingredient holds something that cannot be described, such as a lock or an
+            open file.
     """
-    digest = hashlib.sha256(code())
+    walk = by_value.Walk()
+    digest = hashlib.sha256(code() + surroundings())
     for name, value in sorted(ingredients.items()):
-        digest.update(f"|{name}=".encode() + described(name, value))
+        try:
+            digest.update(f"|{name}=".encode() + walk.value(name, value))
+        except RecursionError as error:
+            raise ValueError(
+                f"{name} is nested too deeply for a cache key; give it a `key` attribute."
+            ) from error
     return digest.hexdigest()[:24]
 
 
@@ -50,59 +62,10 @@ def code() -> bytes:
     return digest.digest()
 
 
-def described(name: str, value) -> bytes:
-    """What ``key`` hashes of one ingredient; ``name`` is for the error message."""
-    if isinstance(value, nn.Module):
-        return described_model(value)
-    if isinstance(value, Images):
-        return f"{value.fingerprint} {value.x.device.type}".encode()
-    if isinstance(value, Tensor):
-        about = f"{value.dtype} {tuple(value.shape)} {value.device.type} "
-        return about.encode() + value.detach().cpu().contiguous().numpy().tobytes()
-    if isinstance(value, dict):
-        pairs = sorted(value.items())
-        return b"{" + b", ".join(f"{k!r}: ".encode() + described(name, v) for k, v in pairs) + b"}"
-    if isinstance(value, list | tuple):
-        return b"[" + b", ".join(described(name, v) for v in value) + b"]"
-    if callable(value):
-        return described_function(name, value)
-    return repr(value).encode()
-
-
-def described_model(model: nn.Module) -> bytes:
-    """Layers, the ``forward`` of classes that are not PyTorch's, and all weights and buffers."""
-    own = {type(module) for module in model.modules()}
-    forwards = sorted(
-        source(kind.forward) for kind in own if not kind.__module__.startswith("torch.")
-    )
-    weights = [
-        value.detach().cpu().contiguous().numpy().tobytes() for value in model.state_dict().values()
-    ]
-    return repr(model).encode() + "".join(forwards).encode() + b"".join(weights)
-
-
-def described_function(name: str, value: Callable) -> bytes:
-    """Name and source, or the function's ``key`` attribute; of a partial also what it binds."""
-    if isinstance(value, partial):
-        bound = described(name, value.args) + described(name, value.keywords)
-        return described_function(name, value.func) + bound
-    if own_key := getattr(value, "key", None):
-        return own_key.encode()
-    title = getattr(value, "__qualname__", "<")
-    if "<" in title:
-        raise ValueError(
-            f"{name} is {value!r}, whose name does not say what it does; "
-            "give it a `key` attribute (a string)."
-        )
-    return (title + source(value)).encode()
-
-
-def source(value: Callable) -> str:
-    """The source of a function; empty where there is none (built in, or typed at a prompt)."""
-    try:
-        return inspect.getsource(value)
-    except (OSError, TypeError):
-        return ""
+def surroundings() -> bytes:
+    """What PyTorch is set to, as far as the same code gives other weights with it."""
+    casts = [(kind, torch.is_autocast_enabled(kind)) for kind in ("cpu", "cuda", "mps")]
+    return f"{torch.__version__} {torch.get_default_dtype()} {casts}".encode()
 
 
 def path_of(key: str, kind: str = "", suffix: str = ".safetensors") -> Path:
@@ -110,41 +73,71 @@ def path_of(key: str, kind: str = "", suffix: str = ".safetensors") -> Path:
     return files.cache_dir() / "weights" / f"{kind}{'-' if kind else ''}{key}{suffix}"
 
 
-def keep(path: Path, content: bytes) -> None:
-    """Writes ``content``; a folder that cannot be written costs a message, not the training."""
+def keep(path: Path, content: Callable[[], bytes]) -> None:
+    """Writes what ``content`` gives. Any failure costs a message, not what was trained."""
     try:
-        files.write_atomic(path, content)
+        files.write_atomic(path, content())
     except OSError as error:
-        print(
+        files.say(
             f"What was trained could not be kept in {path.parent} ({error}); "
             "set COURSE_CACHE to a folder that can be written."
+        )
+    except Exception as error:  # each library raises its own
+        files.say(
+            f"What was trained could not be kept ({error}); the next call trains it again. "
+            "A model whose state_dict has plain tensors only can be kept."
         )
 
 
 def keep_weights(path: Path, model: nn.Module, **metadata: str) -> None:
-    """Writes the weights as safetensors with ``metadata``."""
-    state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-    keep(path, safetensors_bytes(state, metadata))
+    """Writes the weights as safetensors with ``metadata``; shared tensors are written twice."""
+
+    def content() -> bytes:
+        state = {}
+        for name, value in model.state_dict().items():
+            state[name] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
+        return safetensors_bytes(state, metadata)
+
+    keep(path, content)
 
 
-def read_weights(path: Path, model: nn.Module) -> dict[str, str] | None:
-    """Loads ``path`` into ``model`` and returns its metadata; None if it is absent or damaged."""
+def read_weights(path: Path, model: nn.Module, read: Callable[[dict[str, str]], T] = dict):
+    """Loads ``path`` into ``model`` and returns what ``read`` makes of its metadata.
+
+    Returns None, and leaves the model as it was, where the file is absent or damaged.
+    """
     if not os.path.isfile(path):  # unlike Path.is_file, it says no where a folder may not be read
         return None
+    own_memory(model)
+    before = copy.deepcopy(model.state_dict())
     try:
         with safe_open(path, framework="pt") as file:
+            found = read(file.metadata() or {})
             model.load_state_dict({name: file.get_tensor(name) for name in file.keys()})
-            return file.metadata() or {}
+            return found
     except Exception as error:  # the library raises its own types, and any damage has the same cure
-        print(f"The cached weights {path.name} are damaged ({error}); training again.")
+        files.say(f"The cached weights {path.name} are damaged ({error}); training again.")
+        model.load_state_dict(before)
         return None
+
+
+def own_memory(model: nn.Module) -> None:
+    """Gives each entry of an expanded buffer memory of its own, as nothing can be loaded else."""
+    for module in model.modules():
+        for name, value in module.named_buffers(recurse=False):
+            if value.layout == torch.strided and 0 in value.stride():
+                setattr(module, name, value.clone(memory_format=torch.contiguous_format))
 
 
 def keep_state(path: Path, state: dict) -> None:
     """Writes the state of a training in one piece."""
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    keep(path, buffer.getvalue())
+
+    def content() -> bytes:
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        return buffer.getvalue()
+
+    keep(path, content)
 
 
 def read_state(path: Path, device: torch.device | str = "cpu") -> dict | None:
@@ -154,5 +147,5 @@ def read_state(path: Path, device: torch.device | str = "cpu") -> dict | None:
     try:
         return torch.load(path, map_location=device, weights_only=True)
     except Exception as error:  # the library raises its own types, and any damage has the same cure
-        print(f"The checkpoint {path.name} is damaged ({error}); training from the beginning.")
+        files.say(f"The checkpoint {path.name} is damaged ({error}); training from the beginning.")
         return None

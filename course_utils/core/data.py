@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from course_utils.core import digits, download
+from course_utils.core import digits, download, files, pictures
 from course_utils.core.download import DataUnavailable, Source, forget_failed_downloads
 from course_utils.core.images import DIGITS, Images
 
@@ -88,27 +88,40 @@ def print_notice(reason: str) -> None:
     lines = ["=" * 104]
     for part in (title, "", *reason.splitlines(), "", end):
         lines += [f"| {line}" for line in wrap(part) or [""]]
-    print("\n".join([*lines, "=" * 104]), flush=True)
+    files.say("\n".join([*lines, "=" * 104]))
 
 
 def load_folder(
     path: str | Path, *, size: int | tuple[int, int] | None = None, grayscale: bool = False
 ) -> Images:
-    """Returns your own images: ``path/<class>/*.png`` (or jpg, bmp, ...), one folder per class.
+    """Returns your own images: ``path/<class>/…/*.png`` (or jpg, …), one folder per class.
 
-    ``size`` resizes to ``size``×``size`` or (height, width) pixels; without it all images must have
-    the same size. x is (N, 3, H, W), or (N, 1, H, W) with ``grayscale``.
+    Labels are the indices of the sorted names of the folders; images are sorted by their paths.
+    x is (N, 3, H, W), or (N, 1, H, W) with ``grayscale``.
+
+    - ``size`` resizes to ``size``×``size`` or (height, width) pixels, each from 1 to 10,000;
+      without it all images must have the same size. An image file has at most 89 megapixels
+      (``PIL.Image.MAX_IMAGE_PIXELS``).
+    - Read are PNG, JPEG, GIF, BMP, TIFF, WebP, PPM, JPEG 2000, AVIF, ICO, TGA, PCX, QOI and SGI. Of
+      several frames or pages the first is read. A printed line names these files, and those that
+      are no images. Hidden files and folders (``.…``, ``__MACOSX``, ``Thumbs.db``) do not count.
+    - Photos are turned upright as their EXIF data says. What is transparent becomes white. Grey of
+      16 bits is divided by its own white; floats must be in [0,1]; colours of 16 bits are read as
+      8. CMYK, LAB, HSV and YCbCr become RGB; colour profiles are not applied.
 
     Raises:
         ValueError: names the folder or the file, and the cure.
     """
-    path = Path(path).expanduser().resolve()
-    shape = height_and_width(size)
-    classes, samples = find_images(path)
+    shape = pictures.height_and_width(size)
+    path = pictures.folder_of(path)
+    classes, samples, others = pictures.find(path)
     tensors = []
+    several = []
     for file, _ in samples:
-        image = read_image(file, shape, grayscale)
+        image, more = pictures.read(file, shape, grayscale)
         tensors.append(image)
+        if more:
+            several.append(file)
         if image.shape != tensors[0].shape:
             _, h, w = image.shape
             _, h0, w0 = tensors[0].shape
@@ -116,57 +129,6 @@ def load_folder(
                 f"{file} is {h}×{w}, but the first image is {h0}×{w0}; "
                 "choose one size, as in size=32."
             )
-    x = torch.stack(tensors).float() / 255
+    pictures.report(others, several)
     y = torch.tensor([label for _, label in samples])
-    return Images(x, y, tuple(classes), f"folder {path.name}")
-
-
-def height_and_width(size: int | tuple[int, int] | None) -> tuple[int, int] | None:
-    if size is None:
-        return None
-    height, width = size if isinstance(size, tuple) else (size, size)
-    if not (isinstance(height, int) and isinstance(width, int) and min(height, width) > 0):
-        raise ValueError(
-            f"size is {size!r}; give the side in pixels, such as size=28, or (height, width)."
-        )
-    return height, width
-
-
-def find_images(path: Path) -> tuple[list[str], list[tuple[str, int]]]:
-    """Returns the classes in ``path`` and each image as ``(file, label)``."""
-    from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
-
-    if not path.is_dir():
-        raise ValueError(
-            f"path is {path}, which is no folder; give one that holds a folder of images per class."
-        )
-    folders = [inner.name for inner in path.iterdir() if inner.is_dir()]
-    # Jupyter makes .ipynb_checkpoints in any folder: no class
-    classes = sorted(name for name in folders if not name.startswith("."))
-    labels = {name: label for label, name in enumerate(classes)}
-    try:
-        return classes, make_dataset(path, labels, IMG_EXTENSIONS)
-    except (FileNotFoundError, ValueError) as error:  # a class without images; no class at all
-        raise ValueError(
-            f"path is {path}, but images must lie in one folder per class, "
-            f"such as {path / 'cat' / '1.png'}, and every class needs at least one. "
-            f"Make those folders, or give the folder above them. ({error})"
-        ) from error
-
-
-def read_image(file: str, shape: tuple[int, int] | None, grayscale: bool) -> torch.Tensor:
-    """Returns an image file as uint8 (C, H, W), resized to ``shape`` if given."""
-    from PIL import Image
-    from torchvision.transforms.functional import pil_to_tensor
-
-    try:
-        with Image.open(file) as image:
-            image = image.convert("L" if grayscale else "RGB")
-            if shape:
-                height, width = shape
-                image = image.resize((width, height))
-            return pil_to_tensor(image)
-    except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises on damaged files
-        raise ValueError(
-            f"{file} cannot be read as an image ({error}); replace or remove it."
-        ) from error
+    return Images(torch.stack(tensors), y, tuple(classes), f"folder {path.name}")

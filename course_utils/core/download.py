@@ -42,6 +42,8 @@ MNIST_SPOTS = (
     "data/MNIST/raw",
 )
 
+LITTER = ("__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r")  # systems leave these
+
 
 class DataUnavailable(RuntimeError):
     """A data set is missing and cannot be downloaded; the message names the folder and the cure."""
@@ -161,10 +163,15 @@ def found_elsewhere(source: Source, root: Path, name: str) -> Path | None:
     for spot in source.spots:
         for spelling in (name, name.replace("-idx", ".idx")):  # some copies of MNIST write a dot
             for place in root.glob(f"{spot}/{spelling}".lstrip("/")):
-                hidden = place.relative_to(root).parts[0].startswith(".")
+                hidden = [part for part in place.relative_to(root).parts if is_hidden(part)]
                 if place.is_file() and not hidden:
                     return place
     return None
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder of this name is none of the user's: a dot file, or a system's."""
+    return name.startswith(".") or name.lower() in LITTER
 
 
 def complete(source: Source, origin: Path, root: Path) -> Path:
@@ -184,7 +191,7 @@ def complete(source: Source, origin: Path, root: Path) -> Path:
         task = "unpacking" if offline else "downloading"
         reason = None if offline else recent_failure(source, root)
         if reason is None:
-            print(f"{source.title}: {task} into {root} ...{damage}", flush=True)
+            files.say(f"{source.title}: {task} into {root} ...{damage}")
             reason = fetch(source, origin, root)
             if has_all(root, source.files):
                 return root

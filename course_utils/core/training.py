@@ -345,13 +345,15 @@ def trained(
 
     ``build`` makes the model (``models.slides_cnn``, or a lambda). ``seed`` fixes its first weights
     and the order of the batches; ``settings`` go to ``fit``. The cache key covers everything the
-    weights depend on: the model's layers and first weights, the images, the seed, the settings, the
-    kind of device, the source of ``core``, of ``methods`` and of the caller's own objective or
-    layers. A damaged file is trained again. A training that was cut goes on at its last checkpoint.
+    weights depend on (``cache.key``): the model with its classes and first weights, the images, the
+    seed, the settings, the kind of device, the source of ``core`` and ``methods``, and the caller's
+    own objective, optimizer and schedule (lambdas too) with the globals they read. One that changes
+    a global at each call gets a ``key`` attribute. A damaged file is trained again. A training that
+    was cut goes on at its last checkpoint. Weights that cannot be kept cost a message.
 
     Raises:
-        ValueError: an objective or optimizer that cannot be named in a key (a lambda; give it a
-            ``key`` attribute), or ``on_epoch``.
+        ValueError: a setting or a model that no key can describe, as it holds a lock or an open
+            file (give it a ``key`` attribute), or ``on_epoch``.
     """
     if settings.get("on_epoch"):
         raise ValueError(
@@ -380,8 +382,11 @@ def trained(
 
 def read_history(path: Path, model: nn.Module) -> History | None:
     """Loads cached weights into ``model`` and returns their history; None if there are none."""
-    metadata = cache.read_weights(path, model)
-    return metadata and History(**json.loads(metadata["history"]))
+
+    def history_in(metadata: dict[str, str]) -> History:
+        return History(**json.loads(metadata["history"]))
+
+    return cache.read_weights(path, model, history_in)
 
 
 def side_of(images: Images) -> int:

@@ -6,6 +6,7 @@ Machine Learning" (AAAI 2022); layers, losses and optimisers from the authors' c
 (0,1).
 """
 
+import os
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
@@ -199,9 +200,18 @@ def train(
 
 
 def trained_autoencoder(kind: str, x: Pixels, **settings) -> nn.Sequential:
-    """``train``, or the cached weights of an earlier call with the same ingredients."""
+    """``train``, or the cached weights of an earlier call with the same ingredients.
+
+    Raises:
+        ValueError: as ``train``, and for ``on_epoch``.
+    """
+    if settings.get("on_epoch"):
+        raise ValueError(
+            "on_epoch is given, but weights from the cache pass no epochs; "
+            "call train, which always trains."
+        )
     path = cache.path_of(cache.key(kind=kind, x=x, settings=settings), kind)
-    if kind in KINDS and path.exists():
+    if kind in KINDS and os.path.isfile(path):
         sizes = {name: settings[name] for name in ("hidden", "latent") if name in settings}
         with runtime.seeded(0):  # the caller's random state stays, as in training
             model = KINDS[kind].build(x.shape[1], x.shape[2], **sizes).to(x)

@@ -229,8 +229,8 @@ def learn(
 
     The weight cache keeps the state after every trial, so a learning that was cut goes on, with the
     same result: every trial has its own seed. ``on_trial(trial, poison, log)`` is called after each
-    trial; the next one changes its poison. Raises ``ValueError`` for counts below 1 and for a
-    ``target`` that is a lambda, which no cache key can name.
+    trial; the next one changes its poison. Raises ``ValueError`` for counts below 1 and for what no
+    cache key can describe.
     """
     for name, count in {"trials": trials, "steps": steps, "batch_size": batch_size}.items():
         check_count(name, count, 1)
@@ -239,7 +239,8 @@ def learn(
         network = first_generator(generator, images, start)
         model = build()
     setup = dict(eps=eps, steps=steps, target=target, batch_size=batch_size, lr=lr_f, store=store)
-    key = cache.key(given=(network, model, images, validation, trials, lr_g, seed), **setup)
+    given = (network, model, build, images, validation, trials, lr_g, seed)
+    key = cache.key(given=given, **setup)
     state = Learning(network, lr_g, cache.path_of(key, "confuse", ".pt"))
     device = images.x.device
     for trial in range(len(state.log.validation) + 1, trials + 1):

@@ -3,6 +3,7 @@
 Screenshots go to ``build/screenshots/``. Without Chromium or Chrome these tests are skipped on a laptop and fail in CI.
 """
 
+import json
 import os
 import shutil
 import socket
@@ -221,17 +222,26 @@ def _wait_for(port: int, server: subprocess.Popen) -> None:
     pytest.fail("JupyterLab did not start; what it said stands below")
 
 
+def _ask(url: str, path: str, method: str = "GET") -> bytes:
+    request = urllib.request.Request(f"{url}/api/{path}?token=t", method=method)
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        return answer.read()
+
+
 @pytest.fixture
 def lab(_lab_server, page):
-    """``lab(path)`` opens a copy of this notebook in a fresh page."""
+    """``lab(path)`` opens a copy of this notebook in a fresh page; its kernel ends with the test."""
+    url, root = _lab_server
 
     def start(source: Path) -> Notebook:
-        url, root = _lab_server
         shutil.copy(source, root)
         page.goto(f"{url}/lab/tree/{source.name}?token=t&reset")
         return Notebook(page, source.stem)
 
-    return start
+    yield start
+    for session in json.loads(_ask(url, "sessions")):
+        _ask(url, f"sessions/{session['id']}", "DELETE")
+    assert json.loads(_ask(url, "kernels")) == []
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """The cache: what its key depends on, and what happens to files that are damaged or cannot be kept."""
 
+import threading
 from functools import partial
 
 import pytest
@@ -45,12 +46,16 @@ def test_weights_and_buffers_of_a_model_count():
     assert cache.key(model=model) != before
 
 
-def test_a_function_without_a_telling_name_needs_a_key():
-    unnamed = lambda x: x  # noqa: E731
-    with pytest.raises(ValueError, match="schedule is .*lambda.*give it a `key`"):
-        cache.key(schedule=unnamed)
-    unnamed.key = "identity"
-    assert cache.key(schedule=unnamed) != cache.key(schedule=half)
+def test_what_pytorch_is_set_to_counts():
+    before = cache.key(value=1)
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert cache.key(value=1) != before
+    finally:
+        torch.set_default_dtype(torch.float32)
+    with torch.autocast("cpu"):
+        assert cache.key(value=1) != before
+    assert cache.key(value=1) == before
 
 
 @pytest.mark.parametrize("folder", ["core", "methods"])
@@ -80,6 +85,89 @@ def test_weights_come_back_with_their_metadata(tmp_path):
     assert cache.read_weights(tmp_path / "w.safetensors", other) == {"eps": "0.3"}
     assert torch.equal(model.weight, other.weight)
     assert cache.read_weights(tmp_path / "absent.safetensors", other) is None
+
+
+class Extra(nn.Linear):
+    def get_extra_state(self):
+        return {"calls": 3}
+
+    def set_extra_state(self, state):
+        pass
+
+
+def tied():
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    model[1].weight = model[0].weight
+    return model
+
+
+def with_buffer(value):
+    model = nn.Linear(2, 2)
+    model.register_buffer("extra", value)
+    return model
+
+
+KEPT = {
+    "tied": tied,
+    "number": lambda: with_buffer(torch.tensor(3)),
+    "transposed": lambda: with_buffer(torch.rand(2, 3).T),
+    "view of a parameter": lambda: with_buffer(torch.rand(4)[1:3]),
+    "channels last": lambda: nn.Conv2d(2, 2, 3).to(memory_format=torch.channels_last),
+    "expanded": lambda: with_buffer(torch.tensor(0.5).expand(1, 3, 1, 1)),
+    "bfloat16": lambda: nn.Linear(2, 2).bfloat16(),
+    "complex": lambda: with_buffer(torch.rand(2, dtype=torch.complex64)),
+    "empty": lambda: with_buffer(torch.rand(0, 3)),
+}
+
+
+@pytest.mark.parametrize("build", KEPT.values(), ids=KEPT)
+def test_weights_of_any_kind_come_back(build, tmp_path):
+    model = build()
+    other = build()
+    cache.keep_weights(tmp_path / "w.safetensors", model)
+    assert cache.read_weights(tmp_path / "w.safetensors", other) == {}
+    for name, value in model.state_dict().items():
+        assert torch.equal(other.state_dict()[name], value), name
+
+
+def test_tied_weights_stay_tied(tmp_path):
+    other = tied()
+    cache.keep_weights(tmp_path / "w.safetensors", tied())
+    cache.read_weights(tmp_path / "w.safetensors", other)
+    assert other[0].weight is other[1].weight
+
+
+NOT_KEPT = {
+    "extra state": lambda: Extra(2, 2),
+    "lazy": lambda: nn.LazyLinear(2),
+    "sparse": lambda: with_buffer(torch.eye(2).to_sparse()),
+    "complex of 128 bits": lambda: with_buffer(torch.rand(2, dtype=torch.complex128)),
+    "meta": lambda: nn.Linear(2, 2, device="meta"),
+}
+
+
+@pytest.mark.parametrize("build", NOT_KEPT.values(), ids=NOT_KEPT)
+def test_weights_that_cannot_be_kept_cost_a_message(build, tmp_path, capsys):
+    cache.keep_weights(tmp_path / "w.safetensors", build())
+    assert "could not be kept" in capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == []
+    cache.keep_state(tmp_path / "state.pt", {"lock": threading.Lock()})
+    assert "could not be kept" in capsys.readouterr().out
+
+
+def test_a_file_that_does_not_fit_leaves_the_model_as_it_was(tmp_path, capsys):
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    path = tmp_path / "w.safetensors"
+    cache.keep_weights(path, model)
+    other = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 3))
+    before = {name: value.clone() for name, value in other.state_dict().items()}
+    assert cache.read_weights(path, other) is None
+    assert all(torch.equal(before[name], value) for name, value in other.state_dict().items())
+    fitting = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    bias = fitting[0].bias.clone()
+    assert cache.read_weights(path, fitting, lambda metadata: metadata["history"]) is None
+    assert torch.equal(fitting[0].bias, bias)
+    assert capsys.readouterr().out.count("are damaged") == 2
 
 
 def test_a_damaged_file_is_said_and_passed_over(tmp_path, capsys):

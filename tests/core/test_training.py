@@ -1,6 +1,7 @@
 """The training loop and its cache, on forty-eight tiny images."""
 
 import os
+import threading
 from dataclasses import replace
 from functools import partial
 
@@ -10,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from course_utils.core import models, runtime, training
-from course_utils.core.cache import described
+from course_utils.core.cache import described, keep_weights
 from course_utils.core.data import Images
 from course_utils.core.training import accuracy, eval_mode, fit, predict, trained
 
@@ -257,6 +258,9 @@ def cut(model, x, y):
         raise Cut
     left["steps"] = left["steps"] and left["steps"] - 1
     return training.cross_entropy(model, x, y)
+
+
+cut.key = "cut"  # it reads `left`, which changes
 
 
 def cut_after(steps, train=fitted, **settings):
@@ -551,17 +555,87 @@ def test_a_layer_of_the_students_own_is_part_of_the_key(cache):
     assert len(files(cache)) == 2
 
 
-def test_a_function_without_a_name_needs_a_key(cache):
-    for setting in ("objective", "optimizer"):
-        for value in (lambda *_: None, partial(lambda *_: None, 1)):
-            with pytest.raises(ValueError, match=f"^{setting} is .*give it a `key` attribute"):
-                cached(**{setting: value})
-    objective = lambda model, x, y: F.cross_entropy(model(x), y)  # noqa: E731
-    objective.key = "plain"
-    cached(objective=objective)
-    objective.key = "plainer"
-    cached(objective=objective)
-    assert len(files(cache)) == 2
+def test_lambdas_count_by_what_they_do(cache):
+    for factor in (1, 2):
+        for _ in range(2):
+            cached(objective=lambda *batch, by=factor: by * training.cross_entropy(*batch))
+        assert len(files(cache)) == factor
+
+
+def test_a_global_that_an_objective_reads_is_part_of_the_key(cache, monkeypatch):
+    for count, factor in enumerate((1.0, 2.0), start=1):
+        monkeypatch.setitem(globals(), "FACTOR", factor)
+        cached(objective=by_a_global)
+        cached(objective=partial(scaled, of=by_a_global))
+        assert len(files(cache)) == 2 * count
+
+
+FACTOR = 1.0
+
+
+def by_a_global(model, x, y):
+    return FACTOR * training.cross_entropy(model, x, y)
+
+
+@pytest.mark.parametrize("setting", ["objective", "optimizer", "schedule"])
+def test_what_no_key_can_describe_is_refused_before_the_training(setting, cache, no_training):
+    no_training()
+    lock = threading.Lock()
+    with pytest.raises(ValueError, match=f"^{setting}.*lock.*give it a `key` attribute"):
+        cached(**{setting: lambda *_: lock})
+
+
+def test_a_key_stands_for_the_function(cache):
+    lock = threading.Lock()
+
+    def objective(model, x, y):
+        with lock:
+            return training.cross_entropy(model, x, y)
+
+    for count, key in enumerate(("plain", "plainer"), start=1):
+        objective.key = key
+        cached(objective=objective)
+        cached(objective=objective)
+        assert len(files(cache)) == count
+
+
+def shared():
+    """Two layers with one weight, as in an autoencoder with tied weights."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 16), nn.Linear(16, 16), nn.Linear(16, 2))
+    model[2].weight = model[1].weight
+    return model
+
+
+def test_tied_weights_come_from_the_cache_and_stay_tied(no_training):
+    first = cached(shared)
+    no_training()
+    again = cached(shared)
+    assert_same(again, first)
+    assert again[0][1].weight is again[0][2].weight
+
+
+class Counting(nn.Linear):
+    def get_extra_state(self):
+        return {"a dict": "no tensor"}
+
+    def set_extra_state(self, state):
+        pass
+
+
+def test_a_model_that_cannot_be_kept_is_returned(cache, capsys):
+    model, history = cached(lambda: nn.Sequential(nn.Flatten(), Counting(16, 2)))
+    assert "could not be kept" in capsys.readouterr().out
+    assert len(history.loss) == 2
+    assert not model.training
+    assert files(cache) == []
+
+
+def test_a_file_without_a_history_is_trained_again_from_the_first_weights(cache, capsys):
+    first = cached()
+    (path,) = cache.rglob("*.safetensors")
+    keep_weights(path, first[0])
+    assert_same(cached(), first)
+    assert "are damaged" in capsys.readouterr().out
 
 
 def test_on_epoch_is_for_fit():
