@@ -9,7 +9,8 @@ import functools
 import hashlib
 import io
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -138,6 +139,17 @@ def keep_state(path: Path, state: dict) -> None:
         return buffer.getvalue()
 
     keep(path, content)
+
+
+@contextmanager
+def taking_up(path: Path) -> Iterator[None]:
+    """Context in which a state of another training is a ``ValueError`` that names its file."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"{path} holds the state of another training ({error}); delete it or name another file."
+        ) from error
 
 
 def read_state(path: Path, device: torch.device | str = "cpu") -> dict | None:

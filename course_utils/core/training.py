@@ -225,15 +225,16 @@ class Run:
         state = cache.read_state(path)
         if state is None:
             return
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        if self.rates:
-            self.rates.last_epoch = state["steps"]
-        self.order.set_state(state["order"])
-        torch.set_rng_state(state["random"])
-        if "cuda" in state:
-            torch.cuda.set_rng_state_all(state["cuda"])
-        self.history = History(**state["history"])
+        with cache.taking_up(path):
+            self.model.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            if self.rates:
+                self.rates.last_epoch = state["steps"]
+            self.order.set_state(state["order"])
+            torch.set_rng_state(state["random"])
+            if "cuda" in state:
+                torch.cuda.set_rng_state_all(state["cuda"])
+            self.history = History(**state["history"])
 
 
 def share_done(schedule: Callable[[float], float], total: int, done: int) -> float:

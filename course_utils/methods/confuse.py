@@ -294,10 +294,11 @@ class Learning:
         self.best = copy.deepcopy(network.state_dict())
         state = cache.read_state(path, device)
         if state is not None:
-            network.load_state_dict(state["generator"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            self.log = TrialLog(**state["log"])
-            self.best = state["best"]
+            with cache.taking_up(path):
+                network.load_state_dict(state["generator"])
+                self.optimizer.load_state_dict(state["optimizer"])
+                self.log = TrialLog(**state["log"])
+                self.best = state["best"]
 
     def add(self, outcome: float, train: float, validation: float) -> None:
         """Logs a trial, keeps the generator if it is the best, and writes the state."""

@@ -328,6 +328,19 @@ def test_a_damaged_checkpoint_is_begun_anew_and_said_so(damage, state, capsys):
     assert_same(again, fitted(noisy, **lengthy))
 
 
+@pytest.mark.parametrize("change", ["model", "optimizer", "history", None])
+def test_a_checkpoint_of_another_training_is_named(change, state):
+    cut_after(10, checkpoint=state, **lengthy)
+    kept = torch.load(state, weights_only=True)
+    if change is None:
+        kept = {"something": 1}
+    else:
+        kept[change] = {"else": torch.zeros(1)}
+    torch.save(kept, state)
+    with pytest.raises(ValueError, match=f"{state} holds the state of another training .*delete"):
+        fitted(noisy, checkpoint=state, **lengthy)
+
+
 def test_trained_goes_on_at_its_checkpoint_and_removes_it(cache, every_epoch, no_training):
     def kinds():
         return [name.split(".")[1] for name in files(cache)]
