@@ -117,15 +117,8 @@ def attacks() -> list[Row]:
         for name, times in seconds.items():
             value = ratio(times, seconds["plain loop"])
             bar = dict(bar="at most 1.10×", ok=value <= 1.10) if name == "course" else {}
-            rows.append(
-                Row(
-                    f"PGD-20, norm {norm}, 512 images: {name}",
-                    value,
-                    "×",
-                    note=f"{statistics.median(times):.2f} s",
-                    **bar,
-                )
-            )
+            what = f"PGD-20, norm {norm}, 512 images: {name}"
+            rows.append(Row(what, value, "×", note=f"{statistics.median(times):.2f} s", **bar))
     return rows
 
 
@@ -192,17 +185,9 @@ def mine() -> list[Row]:
             )
             value = ratio([one / 64 for one in seconds[64]], seconds[1])
             single, many = (1000 * statistics.median(seconds[n]) / n / (steps + 1) for n in (1, 64))
+            what = f"MINE, {samples}, {name} critic: batch / alone"
             note = f"{single:.2f} ms alone, {many:.2f} ms in a batch"
-            rows.append(
-                Row(
-                    f"MINE, {samples}, {name} critic: batch / alone",
-                    value,
-                    "×",
-                    "at most 1×",
-                    value <= 1,
-                    note,
-                )
-            )
+            rows.append(Row(what, value, "×", "at most 1×", value <= 1, note))
     return rows
 
 
@@ -259,16 +244,8 @@ def training() -> list[Row]:
     for name in ("usual, 0 workers", "usual, 2 workers"):
         value, whole = ratio(seconds[name], epochs[1:]), ratio(seconds[name], seconds["course"])
         times = f"{statistics.median(seconds[name]):.1f} s against {statistics.median(epochs[1:]):.1f} s"
-        rows.append(
-            Row(
-                f"epoch of {len(train)} {train.source} images: {name} / fit",
-                value,
-                "×",
-                "at least 1.5×",
-                value >= 1.5,
-                times,
-            )
-        )
+        what = f"epoch of {len(train)} {train.source} images: {name} / fit"
+        rows.append(Row(what, value, "×", "at least 1.5×", value >= 1.5, times))
         rows.append(Row("  the same, fit's accuracy measurement included", whole, "×"))
     return rows
 
@@ -392,12 +369,9 @@ def imports() -> list[Row]:
         for _ in range(TURNS["imports"] + 1)
     ]
     light, whole = (statistics.median(times) for times in zip(*turns[1:], strict=True))
-    return [
-        Row(
-            "import of the light modules, over import torch", light, "s", "under 0.5 s", light < 0.5
-        ),
-        Row("  the same, with plots and widgets", whole, "s"),
-    ]
+    what = "import of the light modules, over import torch"
+    rows = [Row(what, light, "s", "under 0.5 s", light < 0.5)]
+    return [*rows, Row("  the same, with plots and widgets", whole, "s")]
 
 
 MEMORY = """
@@ -467,7 +441,8 @@ def kernel() -> list[Row]:
     with run_kernel(env=environment, cwd=files.ROOT) as client:
         for cell in CELLS:
             told.clear()
-            client.execute_interactive(cell, output_hook=told.append)
+            reply = client.execute_interactive(cell, output_hook=told.append)
+            assert reply["content"]["status"] == "ok", reply["content"]
     status = "".join(message["content"].get("text", "") for message in told)
     own, shared, peak = (size(status, name) / 1e6 for name in ("RssAnon", "RssFile", "VmHWM"))
     value = own + shared / KERNELS
