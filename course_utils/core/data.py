@@ -131,4 +131,6 @@ def load_folder(
             )
     pictures.report(others, several)
     y = torch.tensor([label for _, label in samples])
-    return Images(torch.stack(tensors), y, tuple(classes), f"folder {path.name}")
+    return Images(
+        torch.stack(tensors), y, tuple(classes), f"folder {pictures.printable(path.name)}"
+    )

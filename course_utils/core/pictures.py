@@ -80,8 +80,10 @@ def class_folders(path: Path) -> tuple[list[Path], list[Path]]:
     """Returns the folders in ``path`` and what else lies there, both sorted."""
     inside = [path / name for name in sorted(os.listdir(path)) if not is_hidden(name)]
     for place in inside:
-        if not place.exists():
-            raise ValueError(f"{place} is a link to nothing; mend or remove it.")
+        try:
+            place.stat()
+        except OSError as error:
+            refuse_folder(error)
     folders = [place for place in inside if place.is_dir()]
     return folders, [place for place in inside if not place.is_dir()]
 
@@ -113,13 +115,16 @@ def check_folder(place: Path, name: str, suffixes: set[str]) -> None:
     inner = place / name
     if inner.suffix.lower() in suffixes:
         raise ValueError(f"{inner} is a folder with the name of an image; rename or remove it.")
-    if place.resolve().is_relative_to(inner.resolve()):
+    target = inner.resolve()
+    around = (place, *place.parents)  # two links can lead to each other
+    if any(folder.resolve().is_relative_to(target) for folder in around):
         raise ValueError(f"{inner} is a link to a folder that it lies in; remove it.")
 
 
 def refuse_folder(error: OSError) -> None:
     raise ValueError(
-        f"{error.filename} cannot be opened ({error.strerror}); make it readable or remove it."
+        f"{error.filename} cannot be opened ({error.strerror}); "
+        "make it readable, mend it if it is a link, or remove it."
     ) from error
 
 
@@ -145,7 +150,7 @@ def listed(others: list[Path]) -> str:
         return ""
     return (
         f" Not read: {names_of(others)}. Images in one folder per class are read, with the suffix "
-        "of a format that Pillow knows; export HEIC, raw or vector files as JPEG or PNG."
+        "of a format that load_folder names; export HEIC, PSD, raw or vector files as JPEG or PNG."
     )
 
 
@@ -177,7 +182,8 @@ def read(file: Path, shape: tuple[int, int] | None, grayscale: bool) -> tuple[to
         known = [name for name in FORMATS if name in Image.OPEN]  # image_suffixes has loaded them
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(file, formats=known) as image:
+            # Given a path, Pillow scrambles an uncompressed TIFF that lies on its side
+            with open(file, "rb") as content, Image.open(content, formats=known) as image:
                 several = getattr(image, "n_frames", 1) > 1
                 scale_transparent_colour(image)
                 white = white_level(image)
@@ -202,9 +208,11 @@ def scale_transparent_colour(image) -> None:
 
 def white_level(image) -> float:
     """The value of white where a pixel is no byte; negative where 0 is white. 255 for bytes."""
+    tags = image.tag_v2 if image.format == "TIFF" else {}
+    if 2 in tags.get(339, ()):  # SampleFormat
+        raise ValueError("its whole numbers have a sign and do not say which one is white")
     if image.mode[0] not in "IF":
         return 255
-    tags = image.tag_v2 if image.format == "TIFF" else {}
     if image.mode == "F":
         white = 1
     elif image.mode.startswith("I;16"):

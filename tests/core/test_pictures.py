@@ -100,6 +100,7 @@ def test_the_depth_of_a_tiff_is_that_of_the_file(cat):
     [
         tiff(DEEP.astype("<u4"), 32),
         tiff(DEEP.astype("<i2"), 16, sample=2),
+        tiff(np.array([[0, -1]], np.int8), 8, sample=2),
         tiff(DEEP.astype("<f4"), 32, sample=3),
         tiff(np.array([[0, np.nan]], "<f4"), 32, sample=3),
         tiff(np.array([[-0.5, 0.5]], "<f4"), 32, sample=3),
@@ -223,6 +224,25 @@ def test_photos_are_turned_before_they_are_resized(cat, turn, suffix):
     assert small.shape == (1, 3, 2, 4)
 
 
+@pytest.mark.parametrize("turn", TURNED)
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK", "I;16", "F"])
+@pytest.mark.parametrize("compression", ["raw", "tiff_lzw"])
+def test_scans_on_their_side_keep_every_pixel(cat, mode, turn, compression):
+    stored = np.array([[0, 10, 20], [30, 40, 50]], np.uint8)
+    image = Image.fromarray(stored)
+    if mode == "I;16":
+        image = Image.fromarray(stored.astype(np.uint16) * 257)
+    elif mode == "F":
+        image = Image.fromarray(stored.astype(np.float32) / 255)
+    else:
+        image = image.convert(mode)
+    exif = Image.Exif()
+    exif[274] = turn
+    image.save(cat / "a.tif", exif=exif, compression=compression)
+    found = 255 * data.load_folder(cat.parent, grayscale=True).x[0, 0].numpy()
+    assert found == pytest.approx(TURNED[turn](stored), abs=0.01)
+
+
 # --- what is no image
 
 HIDDEN = [".DS_Store", "Thumbs.db", "._a.png", "__MACOSX/a.png", ".ipynb_checkpoints/a.png"]
@@ -322,11 +342,20 @@ def test_what_may_not_be_opened_is_named(cat, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(Image, "open", forbid)
         refused(cat, cat / "a.png", "Permission denied", "readable")
-    listdir = os.scandir
-    monkeypatch.setattr(
-        os, "scandir", lambda path: forbid(path) if path == str(cat) else listdir(path)
-    )
-    refused(cat, cat, "Permission denied", "readable")
+    scandir = os.scandir
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            os, "scandir", lambda path: forbid(path) if path == str(cat) else scandir(path)
+        )
+        refused(cat, cat, "Permission denied", "readable")
+    (cat.parent / "dog").symlink_to(cat)  # into a folder that may not be entered
+    look = Path.stat
+
+    def only_others(place, **settings):
+        return forbid(place) if place.name == "dog" else look(place, **settings)
+
+    monkeypatch.setattr(Path, "stat", only_others)
+    refused(cat, cat.parent / "dog", "Permission denied", "readable")
 
 
 def test_links_are_followed_once(cat):
@@ -338,7 +367,16 @@ def test_links_are_followed_once(cat):
     refused(cat, cat / "up", "a link to a folder that it lies in")
     (cat / "up").unlink()
     (cat.parent / "owl").symlink_to("/nowhere")
-    refused(cat, cat.parent / "owl", "a link to nothing")
+    refused(cat, cat.parent / "owl", "mend it if it is a link")
+
+
+def test_two_links_that_lead_to_each_other_are_refused(cat):
+    dog = cat.parent / "dog"
+    for folder in (cat, dog):
+        put(folder / "a.png", Image.new("L", (2, 2)))
+    (cat / "x").symlink_to(dog)
+    (dog / "y").symlink_to(cat)
+    refused(cat, cat / "x" / "y", "a link to a folder that it lies in")
 
 
 @pytest.mark.parametrize("path", [None, 3, "\0", "no such folder", "~nobody_here/x"])
@@ -392,6 +430,8 @@ def test_a_name_that_is_no_text_is_made_printable(cat):
     put(Path(os.fsdecode(os.fsencode(cat.parent) + b"/\xff")) / "a.png", Image.new("L", (1, 1)))
     put(cat / "a.png", Image.new("L", (1, 1)))
     assert data.load_folder(cat.parent).classes == ("cat", "�")
+    root = cat.parent.rename(os.fsdecode(os.fsencode(cat.parent.parent) + b"/\xff"))
+    assert data.load_folder(root).source == "folder �"
 
 
 def test_the_order_is_that_of_the_paths(cat):

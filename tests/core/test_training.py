@@ -337,7 +337,9 @@ def test_a_checkpoint_of_another_training_is_named(change, state):
     else:
         kept[change] = {"else": torch.zeros(1)}
     torch.save(kept, state)
-    with pytest.raises(ValueError, match=f"(?s){state} holds the state of another training .*delete"):
+    with pytest.raises(
+        ValueError, match=f"(?s){state} holds the state of another training .*delete"
+    ):
         fitted(noisy, checkpoint=state, **lengthy)
 
 
