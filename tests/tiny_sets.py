@@ -52,7 +52,6 @@ class TinyMnist:
         self.plain = dict(zip(names, map(idx, arrays), strict=True))
         self.packed = {f"{n}.gz": gzip.compress(c, mtime=0) for n, c in self.plain.items()}
         self.resources = [(name, md5(content)) for name, content in self.packed.items()]
-        self.unpacked = tuple(map(md5, self.plain.values()))
         self.root, self.raw = root, root / "MNIST" / "raw"
 
     def put(self, contents: dict[str, bytes], folder: Path | None = None):
@@ -78,7 +77,8 @@ class TinyMnist:
 def tiny_mnist(patch) -> TinyMnist:
     tiny = TinyMnist(files.data_dir())
     patch.setattr(MNIST, "resources", tiny.resources)
-    patch.setattr(download, "UNPACKED_MNIST", tiny.unpacked)
+    sums = [(md5(tiny.packed[f"{name}.gz"]), md5(plain)) for name, plain in tiny.plain.items()]
+    patch.setattr(download, "MNIST_FILES", dict(zip(tiny.plain, sums, strict=True)))
     return tiny
 
 

@@ -1,5 +1,8 @@
 """What every lecture calls: ``setup`` first, ``claim`` at the end."""
 
+import ctypes
+from contextlib import suppress
+
 import torch
 
 from course_utils.core import files, runtime
@@ -7,8 +10,15 @@ from course_utils.lesson import plots
 
 
 def setup() -> torch.device:
-    """Seeds PyTorch, sets the plot style, prints scale and device, and returns the device."""
+    """Seeds PyTorch, sets the plot style, prints scale and device, and returns the device.
+
+    In a notebook, memory that a cell has freed goes back to the system after the cell.
+    """
+    from IPython import get_ipython
+
     torch.manual_seed(0)
+    if get_ipython() is not None:
+        get_ipython().events.register("post_run_cell", give_memory_back)
     plots.style()
     versions = runtime.versions()
     files.say(
@@ -16,6 +26,12 @@ def setup() -> torch.device:
         f"Python {versions['python']}, PyTorch {versions['torch']}"
     )
     return runtime.device()
+
+
+def give_memory_back(*_) -> None:
+    """Returns freed memory to the system, for the kernels of others; glibc keeps some of it."""
+    with suppress(AttributeError, OSError, TypeError):  # no glibc here
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def claim(text: str, holds: bool, *, recorded: bool = False) -> None:

@@ -147,9 +147,11 @@ def test_intact_names_files_that_pass_their_checksum(tmp_path):
 @pytest.mark.parametrize("name", download.DOWNLOAD_SECONDS)
 def test_sources_are_those_of_torchvision(name):
     source = download.describe(name)
-    assert source.name == name and source.kind.__name__ == source.title.replace("-", "")
+    assert source.name == name and source.kind == source.title.replace("-", "")
     assert all(len(sum) == 32 for sum in source.all_files.values())
     assert {"mnist": 4, "cifar10": 1, "svhn": 2}[name] == len(source.archives)
+    if name == "mnist":
+        assert source.archives == {f"MNIST/raw/{file}": md5 for file, md5 in MNIST.resources}
     assert {"mnist": 4, "cifar10": 7, "svhn": 2}[name] == len(source.files)
 
 
