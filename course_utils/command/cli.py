@@ -38,6 +38,9 @@ def main(arguments: list[str] | None = None) -> int:
     options.rest = [argument for argument in rest if argument != "--"]
     try:
         return options.command(options)
+    except BrokenPipeError:  # the reader, such as head, has all that it wants
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except (ValueError, OSError) as error:
         say(f"course: {error}", error=True)
         return 2 if isinstance(error, ValueError) else 1

@@ -481,3 +481,10 @@ def test_lab_and_present_pass_on_what_they_do_not_know(monkeypatch, course):
     monkeypatch.setattr(slides, "present", lambda number, rest: asked.append((number, rest)) or 0)
     course("lab", "--no-browser"), course("present", "03", "--", "--port=1")
     assert asked == [["--no-browser"], ("03", ["--port=1"])]
+
+
+def test_a_reader_that_stops_is_no_error():
+    command = [sys.executable, "-m", "course_utils.command.cli", "list"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.close()
+    assert process.stderr.read() == b"" and process.wait() == 0
