@@ -20,9 +20,6 @@ from safetensors.torch import save as safetensors_bytes
 from torch import nn
 
 from course_utils.core import by_value, files
-from course_utils.core.by_value import described
-
-__all__ = ["described", "key"]
 
 T = TypeVar("T")
 PACKAGE = Path(__file__).resolve().parents[1]

@@ -103,7 +103,8 @@ def device_name() -> str:
     chosen = device()
     if chosen.type == "cuda":
         return torch.cuda.get_device_name(chosen)
-    return f"{chosen.type}, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    return f"{chosen.type}, {threads} thread{'s' if threads > 1 else ''}"
 
 
 def elapsed() -> float:

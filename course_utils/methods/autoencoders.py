@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from course_utils.core import cache, runtime
 from course_utils.core.inputs import Pixels, check_count, check_images
 from course_utils.core.models import mlp, sequential
-from course_utils.core.training import batches, outputs, predict
+from course_utils.core.training import gradients_on, outputs, predict
 
 Loss = Float[Tensor, ""]
 adam = partial(torch.optim.Adam, lr=1e-3, eps=1e-7)
@@ -152,6 +152,7 @@ KINDS = {
 }
 
 
+@gradients_on()
 def train(
     kind: str,
     x: Pixels,
@@ -189,8 +190,7 @@ def train(
         game = latent_game(model) if kind == "adversarial" else None
     optimizer = recipe.optimizer(model.parameters())
     for epoch in range(1, epochs + 1):
-        order = torch.randperm(len(x), generator=generator).to(x.device)
-        for rows in batches(order, batch_size):
+        for rows in torch.randperm(len(x), generator=generator).to(x.device).split(batch_size):
             take_step(optimizer, recipe.loss(model, x[rows]))
             if game:
                 game(x[rows], generator)

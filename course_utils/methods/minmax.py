@@ -25,7 +25,7 @@ from course_utils.core.inputs import (
     rows_of,
 )
 from course_utils.core.training import eval_mode, gradients_on, outputs
-from course_utils.methods.attacks import gradient, keep_better, lead
+from course_utils.methods.attacks import gradient, keep_better, lead, warn_of_undecided
 from course_utils.methods.mutual_information import Estimator, PerImage
 
 Rows = Int[Tensor, "n"]
@@ -80,7 +80,7 @@ def misclassified(
     """f = z_y − max_{j≠y} z_j + κ, or max_{j≠t} z_j − z_t + κ with a target: fooled if at most 0.
 
     The logits must differ by more than rounding can blur (as ``attacks.succeeded`` asks), so that
-    the verdict stands in any batch.
+    the verdict stands in any batch. Warns where logits are too large for any verdict.
     """
     labels, sign, name = goal(y, target)
 
@@ -89,6 +89,8 @@ def misclassified(
         if len(rows) and rows.max() >= len(labels):
             raise ValueError(f"{name} has {len(labels)} labels; give one per image.")
         ahead, blur = lead(logits, labels[rows])
+        if (blur > 1).any():  # a common offset: no attack may ever seem to succeed
+            warn_of_undecided(ahead, blur)
         return kappa + 1.1 * blur - sign * ahead
 
     return criterion

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from course_utils.core import cache, runtime
+from course_utils.core import by_value, cache, runtime
 from course_utils.core.files import ROOT
 from course_utils.core.images import Images
 
@@ -334,10 +334,10 @@ def test_a_value_has_a_description_of_its_own_and_no_address():
         *(torch.optim.SGD, nn.Linear, nn.ReLU(), nn.ReLU(inplace=True), torch.compile(nn.ReLU())),
         *(nn.CrossEntropyLoss(), torch.compile(half), half, partial(half, x=1)),
     ]
-    found = [cache.described("value", value) for value in values]
+    found = [by_value.described("value", value) for value in values]
     assert len(set(found)) == len(found)
     assert not [part for part in found if b"0x" in part]
-    assert found == [cache.described("value", value) for value in values]
+    assert found == [by_value.described("value", value) for value in values]
 
 
 def half(x):
@@ -358,10 +358,10 @@ def test_tensors_of_any_kind_have_a_description():
             base.clone().requires_grad_(),
         ),
     ]
-    found = [cache.described("value", value) for value in tensors]
+    found = [by_value.described("value", value) for value in tensors]
     assert len(set(found)) == len(found)
     strided = base.T.contiguous().T
-    assert cache.described("value", strided) == found[0]
+    assert by_value.described("value", strided) == found[0]
     assert cache.key(x=torch.ones(2).conj()) == cache.key(x=torch.ones(2))
 
 

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from course_utils.core import models, runtime, training
-from course_utils.core.cache import described, keep_weights
+from course_utils.core.by_value import described
+from course_utils.core.cache import keep_weights
 from course_utils.core.data import Images
 from course_utils.core.training import accuracy, eval_mode, fit, predict, trained
 

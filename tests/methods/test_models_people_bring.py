@@ -8,7 +8,7 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
-from attack_cases import BALLS, CASES, SIZES, batch, build, run
+from attack_cases import BALLS, CASES, batch, build, run
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
@@ -20,6 +20,7 @@ from course_utils.core.runtime import seeded
 from course_utils.methods import (
     attacks,
     autoattack,
+    autoencoders,
     boundary,
     confuse,
     linear,
@@ -179,7 +180,7 @@ def test_a_usual_model_causes_no_warning():
 # --- everything that hands images to a model
 
 
-def drawn_pairs(model):
+def drawn_pairs():
     estimator = mutual_information.Estimator(
         mutual_information.projections(4, 6), mutual_information.MLP(12, 4)
     )
@@ -250,13 +251,11 @@ CALLS = {
         model, data.x, data.y, largest=0.3, steps=3, rounds=4
     ),
     "minmax": lambda model, data: (
-        minmax.minmax(
-            model, minmax.misclassified(model, data.y), data.x, **drawn_pairs(model)
-        ).x_adv
+        minmax.minmax(model, minmax.misclassified(model, data.y), data.x, **drawn_pairs()).x_adv
     ),
     "penalty": lambda model, data: (
         minmax.penalty(
-            model, minmax.misclassified(model, data.y), data.x, rounds=2, **drawn_pairs(model)
+            model, minmax.misclassified(model, data.y), data.x, rounds=2, **drawn_pairs()
         ).x_adv
     ),
     "misclassified": lambda model, data: minmax.misclassified(model, data.y)(
@@ -357,6 +356,47 @@ def test_switched_off_gradients_do_not_matter(name, tmp_path, monkeypatch):
     torch.testing.assert_close(results[2], results[0])
 
 
+def critic_weights():
+    def draw(count, generator):
+        return torch.randn(2, count, 1, generator=generator).unbind()
+
+    critic = mutual_information.MLP(2, 4)
+    trained = mutual_information.train_critic(draw, critic, steps=2, batch=8)
+    return torch.cat([weight.flatten() for weight in trained.parameters()])
+
+
+def reconstruction(kind):
+    x = images().x
+    return training.predict(autoencoders.train(kind, x, epochs=1, batch_size=5), x)
+
+
+MORE_CALLS = {kind: partial(reconstruction, kind) for kind in autoencoders.KINDS} | {
+    "train_critic": critic_weights,
+    "estimate": lambda: (
+        mutual_information.estimate(
+            images().x, images().x.flip(0), drawn_pairs()["estimator"], steps=2
+        ).value
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MORE_CALLS)
+def test_switched_off_gradients_do_not_matter_to_other_calls(name):
+    results = []
+    for mode in (torch.enable_grad, torch.no_grad, torch.inference_mode):
+        with seeded(0), mode():
+            results.append(MORE_CALLS[name]().clone())
+    torch.testing.assert_close(results[1], results[0])
+    torch.testing.assert_close(results[2], results[0])
+
+
+def test_minmax_warns_of_an_offset_under_which_no_attack_can_seem_to_succeed():
+    data = images()
+    model = Wrapped(build(), after=lambda z: z + 1e8)
+    with pytest.warns(UserWarning, match="undecided"):
+        minmax.minmax(model, minmax.misclassified(model, data.y), data.x, **drawn_pairs())
+
+
 class Root(nn.Module):
     """Finite logits whose gradient is 0 · ∞ where a pixel is 0."""
 
@@ -405,7 +445,7 @@ def test_outputs_that_are_no_logits_are_named(name, after, message, tmp_path, mo
         CALLS[name](Wrapped(build(), after=after), images())
 
 
-def test_a_model_that_squeezes_fails_where_it_must(monkeypatch):
+def test_a_model_that_squeezes_fails_where_it_must():
     x, y = batch(5)
     model = Wrapped(build(), after=torch.squeeze)
     attacks.fgsm(model, x, y, eps=0.1)
@@ -747,4 +787,3 @@ def test_numbers_that_mean_nothing_are_named():
     for shape in ((2, 1, 8, 8), (2, 1, 30, 10)):
         with pytest.raises(ValueError, match="11 pixels or more a side"):
             minmax.ssim(torch.rand(shape), torch.rand(shape))
-    assert SIZES

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.testing import assert_close
 
-from course_utils.core import cache, models, runtime, training
+from course_utils.core import by_value, models, runtime, training
 from course_utils.core.data import Images
 from course_utils.core.geometry import norm
 from course_utils.core.training import cross_entropy, fit, trained
@@ -345,7 +345,7 @@ def test_each_objective_has_a_key_of_its_own_and_the_same_one_again(tmp_path, mo
             count += 1
             assert len(list(tmp_path.rglob("*.safetensors"))) == count
             # An address of memory: no other process would find the weights.
-            assert b"0x" not in cache.described("objective", objective)
+            assert b"0x" not in by_value.described("objective", objective)
     refuse = lambda *_, **__: pytest.fail("this should have come from the cache")  # noqa: E731
     monkeypatch.setattr(training, "fit", refuse)
     again = [partial(objectives.adversarial, attack=pgd, eps=eps, steps=2) for eps in (0.1, 0.2)]
