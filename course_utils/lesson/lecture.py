@@ -1,12 +1,16 @@
-"""What every lecture calls: ``setup`` first, ``claim`` at the end."""
+"""What every lecture calls: ``setup`` first, ``claim`` and ``evidence_table`` at the end."""
 
 import ctypes
 from contextlib import suppress
 
 import torch
+from IPython.display import Markdown
 
 from course_utils.core import files, runtime
 from course_utils.lesson import plots
+from course_utils.lesson.evidence import Comparison
+
+CLAIMS: dict[str, list[Comparison]] = {}  # text -> what it rests on, in the order of the lecture
 
 
 def setup() -> torch.device:
@@ -34,28 +38,42 @@ def give_memory_back(*_) -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def claim(text: str, holds: bool, *, recorded: bool = False) -> None:
-    """Prints ``✔ text`` when the claim holds and ``✘ text`` when it does not or cannot be judged.
+def claim(text: str, *holds: bool | Comparison, recorded: bool = False) -> None:
+    """Prints ``✔ text`` when all of ``holds`` are true, ``✘ text`` when not or not to be judged.
 
-    ``recorded`` says that it was judged on the recorded full run. It never raises: a lecture runs
-    to its end. ``course run`` counts the marks and nbval compares them, so that a false claim still
-    fails the build. The text must not hold numbers that depend on hardware, scale or data set.
+    Give the comparisons of ``lesson/evidence.py`` themselves, not their truth: ``evidence_table``
+    shows what each rests on. ``recorded`` says that the claim was judged on the recorded full run.
+    It never raises: a lecture runs to its end. ``course run`` counts the marks and nbval compares
+    them, so that a false claim still fails the build. The text must not hold numbers that depend on
+    hardware, scale or data set.
     """
     mark = "✘"
     remark = " (recorded)" if recorded else ""
     try:
-        if callable(holds):
+        if not holds:
+            raise TypeError("nothing is given that could hold")
+        if any(map(callable, holds)):
             raise TypeError("holds is a function; give what it returns")
-        if holds:
+        if all(holds):
             mark = "✔"
     except (Exception, SystemExit) as error:  # the truth of a value may be code of a student
         remark += f" ({error!r})"
+    CLAIMS[text] = [part for part in holds if isinstance(part, Comparison)]
     files.say(f"{mark} {text}{remark}")
 
 
-def clearly_more(a: float, b: float, n: int) -> bool:
-    """Returns whether share ``a`` exceeds ``b`` by three standard errors of their difference.
+def evidence_table() -> Markdown:
+    """Every claim made so far with its test, n, groups, difference, 99 % interval and p.
 
-    Each share was measured on ``n`` images.
+    A claim without a comparison says what is so on the images at hand; it has no test.
     """
-    return bool(a - b > 3 * ((a * (1 - a) + b * (1 - b)) / n) ** 0.5)
+    lines = [
+        "| claim | test | n | groups | difference, 99 % interval | p |",
+        "|:--|:--|--:|--:|:--|--:|",
+    ]
+    for text, comparisons in CLAIMS.items():
+        first = text.replace("|", r"\|")
+        for cells in [part.cells for part in comparisons] or [("read off", "", "", "", "")]:
+            lines.append(f"| {' | '.join([first, *cells])} |")
+            first = ""
+    return Markdown("\n".join(lines))

@@ -372,10 +372,8 @@ def reconstruction(kind):
 
 MORE_CALLS = {kind: partial(reconstruction, kind) for kind in autoencoders.KINDS} | {
     "train_critic": critic_weights,
-    "estimate": lambda: (
-        mutual_information.estimate(
-            images().x, images().x.flip(0), drawn_pairs()["estimator"], steps=2
-        ).value
+    "estimate": lambda: mutual_information.estimate(
+        images().x, images().x.flip(0), drawn_pairs()["estimator"], steps=2
     ),
 }
 
