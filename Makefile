@@ -11,18 +11,26 @@ BIN := .venv/bin
 BASE := .venv/.course-installed
 DEV := .venv/.course-installed-dev
 PIP := $(BIN)/python -m pip install --disable-pip-version-check
+# Tests at once, with 3 GB and one thread each; what they train and write stays out of the user's folders
+JOBS ?= 2
+PYTEST := own=$$(mktemp -d) && trap 'rm -rf "$$own"' EXIT && \
+  COURSE_CACHE="$$own/cache" COURSE_STATE="$$own/state" OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive \
+  $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help lectures test lab present refresh test-gpu bench lint browser
+.PHONY: help lectures test test-quick lab present refresh test-gpu bench lint browser
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
 
 lectures: $(BASE)  ## run the whole course headless; notebooks and pages to read come to build/lectures
 	@$(BIN)/course run
 
 test: $(DEV) browser lint  ## everything that is checked: code, notebooks, widgets in a real browser
-	@own=$$(mktemp -d) && trap 'rm -rf "$$own"' EXIT && COURSE_CACHE="$$own/cache" COURSE_STATE="$$own/state" $(BIN)/python -m pytest
+	@$(PYTEST)
+
+test-quick: $(DEV) lint  ## minutes: code and the rules for notebooks, without what is marked slow
+	@$(PYTEST) -m "not slow and not browser"
 
 lab: $(BASE)  ## JupyterLab on your own copy of the lectures
 	@$(BIN)/course lab

@@ -73,5 +73,26 @@ class PeakMemory:
 
 
 def pytest_configure(config) -> None:
-    if Path("/proc/self/smaps_rollup").exists():
+    one_of_several = hasattr(config, "workerinput")
+    if Path("/proc/self/smaps_rollup").exists() and not one_of_several:
         config.pluginmanager.register(PeakMemory())
+
+
+# --- several workers (pytest-xdist)
+
+
+def pytest_collection_modifyitems(items) -> None:
+    """Lectures first, then the browser in one worker, so that no worker waits long at the end.
+
+    A lecture that nbval has run leaves its networks in the shared cache for the browser.
+    """
+
+    def place(item) -> int:
+        if item.get_closest_marker("browser"):
+            return 1
+        return 0 if item.originalname == "test_nbval" else 2
+
+    for item in items:
+        if item.get_closest_marker("browser"):
+            item.add_marker(pytest.mark.xdist_group("browser"))
+    items.sort(key=place)

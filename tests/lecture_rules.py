@@ -196,6 +196,51 @@ def claims_hold(path, nb):
             yield f"a stored claim is broken: {line}"
 
 
+@rule
+def evidence_cell(path, nb):
+    """The last claims are followed by the table of what they rest on."""
+    found = [cell for cell in code_cells(nb) if "evidence" in tags(cell)]
+    if [cell.source for cell in found] != ["evidence_table()"]:
+        yield "one cell is tagged evidence; it holds evidence_table() and no more"
+        return
+    order = [bool({"claims", "evidence"} & set(tags(cell))) for cell in code_cells(nb)]
+    if not order[-1] or "evidence" not in tags(code_cells(nb)[-1]):
+        yield found[0], "the evidence cell comes after all claims, as the last code cell"
+    table = dict(texts(found[0])).get("text/markdown", "")
+    for line in claims(nb):
+        text = line[2:].removesuffix(" (recorded)").replace("|", r"\|")
+        if f"| {text} |" not in table:
+            yield found[0], f"its stored table lacks the claim {text!r}"
+
+
+QUESTION = "**Question.**"
+
+
+def assigned(cell) -> set[str]:
+    """Names that the cell's own statements assign, also in its loops and with-blocks."""
+    inner = [node for node in tree(cell).body if not isinstance(node, ast.FunctionDef)]
+    found = (name for node in inner for name in ast.walk(node) if isinstance(name, ast.Name))
+    return {name.id for name in found if isinstance(name.ctx, ast.Store)} - {
+        "fig",
+        "ax",
+        "axes",
+        "alt",
+    }
+
+
+@rule
+def figures_are_claims_or_questions(path, nb):
+    """A cell with a figure computes what a claim reads, or the text beside it asks the reader."""
+    claimed = set().union(*(names(tree(cell)) for cell in tagged(nb, "claims")))
+    for index, cell in enumerate(nb.cells):
+        if cell.cell_type != "code" or "plots.show" not in called(cell):
+            continue
+        beside = nb.cells[max(index - 1, 0) : index + 2]
+        asks = any(QUESTION in other.source for other in beside if other.cell_type == "markdown")
+        if not asks and not assigned(cell) & claimed:
+            yield cell, f"assigns nothing that a claim reads, and no {QUESTION} stands beside it"
+
+
 # --- the widgets
 
 

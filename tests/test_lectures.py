@@ -66,7 +66,7 @@ def exercise(name, arguments, solution):
 SET_UP = """\
 from course_utils import check
 from course_utils.lesson import plots, widgets
-from course_utils.lesson.lecture import claim"""
+from course_utils.lesson.lecture import claim, evidence_table"""
 WIDGET = """\
 from ipywidgets import IntSlider
 
@@ -80,9 +80,10 @@ def draw(a):
 widgets.explorer(draw, a=IntSlider(1))"""
 FIGURE = """\
 fig, ax = plots.subplots()
+rise = 2 - 1
 ax.plot([1, 2])
 plots.show(fig, "A line that rises.", "nothing")"""
-CLAIMS = 'claim("Two is more than one", 2 > 1)\nclaim("Recorded, too", True, recorded=True)'
+CLAIMS = 'claim("Two is more than one", rise > 0)\nclaim("Recorded, too", True, recorded=True)'
 CELLS = [
     markdown("# 01 · Tiny\n\n" + "\n\n".join(f"**{word}** much." for word in PROMISES)),
     code(SET_UP, "setup", kind="skip"),
@@ -95,6 +96,7 @@ CELLS = [
     *exercise("honest_accuracy", "validation, test", "test[validation.index(max(validation))]"),
     markdown("## Claims"),
     code(CLAIMS, "claims", "nbval-check-output"),
+    code("evidence_table()", "evidence"),
     markdown("## Recap and references"),
 ]
 
@@ -131,6 +133,7 @@ def claiming(notebook, tmp_path):
         return nbval(path)
 
     (run.cell,) = tagged(notebook, "claims")
+    run.cell.source = run.cell.source.replace("rise > 0", "2 > 1")
     return run
 
 
@@ -239,6 +242,17 @@ BREAKS = {  # rule: what breaks it
         BROKEN_CLAIM,
     ],
     "claims_hold": [BROKEN_CLAIM],
+    "evidence_cell": [
+        drop("evidence"),
+        add("evidence", "\nprint(1)"),
+        insert(99, code("1")),
+        store("evidence"),
+        store("claims", says("✔ Three is more than one\n")),
+    ],
+    "figures_are_claims_or_questions": [
+        swap("rise = 2 - 1", "fall = 2 - 1"),
+        write("claims", 'claim("Two is more than one", 2 > 1)'),
+    ],
     "widget_cells": [drop("widget"), tag("widget", "widget"), tag("widget")],
     "no_widget_state": [
         lambda nb: nb.metadata.update(widgets={}),
@@ -289,6 +303,13 @@ def test_rule_on_size_complains(tiny, notebook, tmp_path):
     large = tmp_path / tiny.name
     large.write_text(tiny.read_text(encoding="utf-8") + " " * MOST_BYTES, encoding="utf-8")
     assert APPLY["size"](large, notebook)
+
+
+def test_a_question_beside_a_figure_needs_no_claim(tiny, notebook):
+    swap("rise = 2 - 1", "fall = 2 - 1")(notebook)
+    ask = markdown("**Question.** Does the line rise?")
+    notebook.cells.insert(notebook.cells.index(first(notebook, "fall")) + 1, ask)
+    assert not APPLY["figures_are_claims_or_questions"](tiny, notebook)
 
 
 def test_every_rule_is_broken_once():

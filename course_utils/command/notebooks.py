@@ -89,6 +89,28 @@ def claims(notebook: "NotebookNode") -> list[str]:
     return [line for line in lines if line.startswith(("✔ ", "✘ "))]
 
 
+def claims_page() -> str:
+    """Markdown of every claim in the committed lectures, with the test that it rests on."""
+    parts = [
+        "# Claims",
+        "Made by `course results` from the committed lectures; not edited by hand. A claim holds "
+        "where its two-sided p-value is below 1 % and the 99 % interval of its difference lies "
+        "above zero (`course_utils/lesson/evidence.py` says more). `groups` counts what is "
+        "independent: images, starts or trainings. `read off` means that the claim says what is so "
+        "in this run or in the recorded one, without a test.",
+    ]
+    for path in lectures():
+        outputs = [
+            output.data["text/markdown"]
+            for cell in code_cells(read(path))
+            if "evidence" in cell.metadata.get("tags", [])
+            for output in cell.outputs
+            if "text/markdown" in output.get("data", {})
+        ]
+        parts += [f"## {title(path)}", *outputs]
+    return "\n\n".join(parts) + "\n"
+
+
 def put_first(folder: str | Path, variable: str) -> str:
     """The search path in an environment variable, with ``folder`` before all others."""
     others = os.environ.get(variable)

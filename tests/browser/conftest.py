@@ -99,12 +99,25 @@ class Notebook:
 
     def run_all(self) -> "Notebook":
         """Runs all cells; an error in one without the tag ``raises-exception`` fails the test."""
-        run = "() => { window.ranAll = false; window.jupyterapp.commands.execute('notebook:run-all-cells').finally(() => window.ranAll = true); }"
+        return self._run("run-all-cells", len(self.cells()))
+
+    def run_to_widget(self) -> "Notebook":
+        """Runs all cells up to the last widget, as ``run_all`` does."""
+        tagged = ["widget" in cell["metadata"].get("tags", []) for cell in self.cells()]
+        after = len(tagged) - tagged[::-1].index(True)
+        self.page.evaluate(CONTENT + f"activeCellIndex = {after}")
+        return self._run("run-all-above", after)
+
+    def cells(self) -> list[dict]:
+        return self.page.evaluate(CONTENT + "model.toJSON()")["cells"]
+
+    def _run(self, command: str, count: int) -> "Notebook":
+        """Runs a command of JupyterLab's that runs the first ``count`` cells."""
+        run = f"() => {{ window.ran = false; window.jupyterapp.commands.execute('notebook:{command}').finally(() => window.ran = true); }}"
         self.page.evaluate(run)
-        self.page.wait_for_function("() => window.ranAll", timeout=LECTURE_MINUTES * 60_000)
+        self.page.wait_for_function("() => window.ran", timeout=LECTURE_MINUTES * 60_000)
         self.settle()
-        cells = self.page.evaluate(CONTENT + "model.toJSON()")["cells"]
-        for cell in cells:
+        for cell in self.cells()[:count]:
             source = "".join(cell["source"])
             if cell["cell_type"] != "code" or not source.strip():
                 continue

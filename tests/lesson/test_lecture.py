@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from course_utils.lesson import plots
-from course_utils.lesson.lecture import claim, clearly_more, setup
+from course_utils.lesson import evidence, lecture, plots
+from course_utils.lesson.lecture import claim, setup
 
 
 def test_setup_says_where_it_runs_and_seeds(capsys, monkeypatch):
@@ -79,10 +79,32 @@ def test_a_claim_reaches_a_stream_that_knows_no_mark(encoding, monkeypatch):
     assert stream.buffer.getvalue().decode(encoding).startswith("+ ?: A - B\nx ")
 
 
-def test_clearly_more_asks_for_three_standard_errors():
-    error = (0.5 * 0.5 * 2 / 100) ** 0.5  # near a half, on 100 images: 7 %
-    assert clearly_more(0.5 + 1.6 * error, 0.5 - 1.6 * error, 100)
-    assert not clearly_more(0.5 + 1.4 * error, 0.5 - 1.4 * error, 100)
-    assert not clearly_more(0.1, 0.9, 100) and not clearly_more(0.5, 0.5, 10**9)
-    assert clearly_more(0.52, 0.5, 100_000) and not clearly_more(0.52, 0.5, 1_000)
-    assert clearly_more(1.0, 0.0, 1) is True
+def clear(first, second):
+    return evidence.paired([first] * 9, [second] * 9)
+
+
+def test_a_claim_holds_where_all_its_comparisons_are_clear(capsys):
+    claim("one", clear(True, False))
+    claim("all", True, clear(True, False), clear(1, 0))
+    claim("not all", clear(True, False), clear(False, True))
+    claim("nothing")
+    assert [line[:3] for line in capsys.readouterr().out.splitlines()] == [
+        "✔ o",
+        "✔ a",
+        "✘ n",
+        "✘ n",
+    ]
+
+
+def test_the_table_lists_every_claim_with_what_it_rests_on(monkeypatch):
+    monkeypatch.setattr(lecture, "CLAIMS", {})
+    claim("|x| is small", True)
+    claim("A beats B", clear(True, False), clear(1, 0))
+    claim("A beats B", clear(True, False), clear(True, False))  # the cell runs again
+    _, _, *rows = lecture.evidence_table().data.splitlines()
+    beats = "exact McNemar | 9 | 9 | +1 [+0.11, +1] | 0.004 |"
+    assert rows == [
+        r"| \|x\| is small | read off |  |  |  |  |",
+        f"| A beats B | {beats}",
+        f"|  | {beats}",
+    ]
