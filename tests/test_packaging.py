@@ -81,7 +81,8 @@ def test_everything_that_is_imported_is_declared():
     called = {"ipython": "IPython", "pillow": "PIL", "scikit-learn": "sklearn"}
     declared = {
         called.get(name, name.replace("-", "_"))
-        for name in (canonicalize_name(Requirement(r).name) for r in PROJECT["dependencies"])
+        for extra in (PROJECT["dependencies"], PROJECT["optional-dependencies"]["cluster"])
+        for name in (canonicalize_name(Requirement(line).name) for line in extra)
     }
     imported = set()
     for path in (ROOT / "course_utils").rglob("*.py"):

@@ -9,10 +9,9 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from importlib.util import find_spec
-from itertools import product
 from pathlib import Path
 
 from course_utils.command import notebooks
@@ -83,12 +82,15 @@ def make_parser() -> argparse.ArgumentParser:
     add("present", present, text).add_argument("lecture", metavar="NN", help=number)
     add("list", list_lectures, "the lectures and their titles")
     text = "execute the committed notebooks in place (quick scale, MNIST, CPU)"
-    add_numbers(add("refresh", refresh, text))
-    sub = add("results", write_results, "write results/README.md from the recorded runs")
+    sub = add("refresh", refresh, text)
+    add_numbers(sub)
+    add_engine(sub)
+    sub = add("results", write_results, "write the pages of results/: tables and claims")
     sub.add_argument("--check", action="store_true", help="only say whether it is up to date")
     text = "nbval on CUDA, lecture by lecture: quick, then full; COURSE_SCALE=quick leaves out full"
     sub = add("test-gpu", test_gpu, text)
     add_numbers(sub)
+    add_engine(sub)
     text = "store the tables of the full runs under results/"
     sub.add_argument("--record", action="store_true", help=text)
     return parser
@@ -99,8 +101,16 @@ def add_numbers(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("lectures", nargs="*", metavar="NN", help=text)
 
 
+def add_engine(parser: argparse.ArgumentParser) -> None:
+    text = "lectures at once, one thread each; default: as many as cores and memory allow"
+    parser.add_argument("--jobs", type=int, metavar="N", help=text)
+    text = "run them on the workers of this Dask scheduler, such as tcp://10.0.0.1:8786"
+    parser.add_argument("--scheduler", metavar="ADDRESS", help=text)
+
+
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     add_numbers(parser)
+    add_engine(parser)
     text = "quick (minutes) or full (the papers' own sizes); default: COURSE_SCALE, else quick"
     parser.add_argument("--scale", choices=tuple(notebooks.CELL_SECONDS), help=text)
     text = "store the tables under results/; needs the full scale"
@@ -126,17 +136,32 @@ def run(options: Options) -> int:
     if options.out:
         out = files.folder("--out", options.out)
     files.check_writable("--out", out)
+    engine = choose_engine(options, paths, str(runtime.device()))
 
     def store(notebook, path: Path, outcome) -> None:
         notebooks.export(notebook, path, out)
 
+    started = time.monotonic()
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as state:
         environment = run_environment(state, scale, options.record)
-        outcomes = run_all(paths, environment, scale, store)
-    status = report(outcomes, f"{scale} scale; notebooks and pages to read in {out}")
+        outcomes = run_all(paths, environment, scale, store, engine)
+    remarks = [f"{scale} scale; notebooks and pages to read in {out}"]
+    if engine.parallel:
+        from course_utils.command import cluster
+
+        seconds = [outcome.seconds for outcome in outcomes]
+        remarks.insert(0, cluster.summary(seconds, time.monotonic() - started))
+    status = report(outcomes, "\n".join(remarks))
     if options.record:
         write_page()
     return status
+
+
+def choose_engine(options: Options, paths: list[Path], device: str):
+    """How the lectures run: one by one, in several processes, or on a cluster."""
+    from course_utils.command import cluster
+
+    return cluster.choose(options.jobs, options.scheduler, len(paths), device, say)
 
 
 def run_environment(state: str, scale: str, record: bool, **variables: str) -> dict[str, str]:
@@ -153,11 +178,13 @@ def run_environment(state: str, scale: str, record: bool, **variables: str) -> d
 
 
 def refresh(options: Options) -> int:
+    from course_utils.command import cluster
     from course_utils.core import data
 
     paths = notebooks.find(options.lectures)
     folder = files.lectures_dir()
     files.check_writable("COURSE_LECTURES", folder)
+    engine = choose_engine(options, paths, "cpu")
     source = data.load("mnist")[0].source
     if source != "MNIST":
         raise ValueError(
@@ -168,24 +195,48 @@ def refresh(options: Options) -> int:
     def store(notebook, path: Path, outcome) -> None:
         if outcome.good:
             notebooks.tidy(notebook)
+            notebook.metadata["course"]["seconds"] = cluster.roughly(outcome.seconds)
             notebooks.write(notebook, path)
 
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as own:
         # an empty cache, so that a reader sees the networks being trained
         variables = {"COURSE_CACHE": f"{own}/cache", "COURSE_DEVICE": "cpu"}
         environment = run_environment(f"{own}/state", "quick", False, **variables)
-        outcomes = run_all(paths, environment, "quick", store)
+        outcomes = run_all(paths, environment, "quick", store, engine)
     return report(outcomes, f"good lectures were written to {folder}; the others are unchanged")
 
 
-def run_all(paths: list[Path], environment: dict[str, str], scale: str, store: Callable) -> list:
-    """Runs the lectures, says how each went, and returns their outcomes.
+def run_all(
+    paths: list[Path], environment: dict[str, str], scale: str, store: Callable, engine
+) -> list:
+    """Runs the lectures, says how each went, and returns their outcomes in the order of ``paths``.
 
-    Calls ``store(notebook, path, outcome)`` after each.
+    Calls ``store(notebook, path, outcome)`` after each that ran or began to.
     """
+    outcomes = {}
+    executed = executed_together if engine.parallel else executed_in_turn
+    for path, notebook, outcome in executed(paths, environment, scale, engine):
+        try:
+            if notebook is not None:
+                store(notebook, path, outcome)
+        except Exception as error:  # such as a full disk; the other lectures still run
+            reason = str(error).partition("\n")[0]
+            outcome.error = f"{outcome.error}\nit could not be stored: {reason}".lstrip()
+        if outcome.error:
+            error = outcome.error.replace("\n", "\n  ")
+            say(f"{path.stem}: FAILED, {outcome.seconds:.0f} s\n  {error}")
+        else:
+            say(f"{path.stem}: ran, {outcome.seconds:.0f} s")
+        outcomes[path] = outcome
+    return [outcomes[path] for path in paths]
+
+
+def executed_in_turn(
+    paths: list[Path], environment: dict[str, str], scale: str, engine
+) -> Iterator[tuple]:
+    """Executes one lecture after another; yields path, notebook and outcome of each."""
     from course_utils.command import runner, screen
 
-    outcomes = []
     for path in paths:
         notebook = notebooks.read(path)
         with screen.progress(path.stem) as on_cell:
@@ -196,18 +247,26 @@ def run_all(paths: list[Path], environment: dict[str, str], scale: str, store: C
                 seconds=notebooks.CELL_SECONDS[scale],
                 on_cell=on_cell,
             )
-        try:
-            store(notebook, path, outcome)
-        except Exception as error:  # such as a full disk; the other lectures still run
-            reason = str(error).partition("\n")[0]
-            outcome.error = f"{outcome.error}\nit could not be stored: {reason}".lstrip()
-        if outcome.error:
-            error = outcome.error.replace("\n", "\n  ")
-            say(f"{path.stem}: FAILED, {outcome.seconds:.0f} s\n  {error}")
+        yield path, notebook, outcome
+
+
+def executed_together(
+    paths: list[Path], environment: dict[str, str], scale: str, engine
+) -> Iterator[tuple]:
+    """Executes lectures side by side; yields each as soon as it is done.
+
+    Where there is no executed notebook, since its task was lost, it is None.
+    """
+    import nbformat
+
+    from course_utils.command import cluster, runner
+
+    seconds = notebooks.CELL_SECONDS[scale]
+    for path, done in cluster.finished(cluster.executed, paths, environment, seconds, engine):
+        if isinstance(done, Exception):
+            yield path, None, runner.Outcome(path.stem, 0.0, error=str(done) or repr(done))
         else:
-            say(f"{path.stem}: ran, {outcome.seconds:.0f} s")
-        outcomes.append(outcome)
-    return outcomes
+            yield path, nbformat.reads(done.text, as_version=4), done.outcome
 
 
 def report(outcomes: list, remark: str) -> int:
@@ -238,30 +297,59 @@ def test_gpu(options: Options) -> int:
     device, where = device_to_test()
     scales = scales_to_test(options.record)
     paths = notebooks.find(options.lectures)
+    engine = choose_engine(options, paths, device)
     say(f"Running on {where}")
     rows = []
     failed = set()
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as state:
-        for scale, path in product(scales, paths):
-            name = f"{path.stem}, {scale}"
-            if path in failed:  # at the quick scale; the full one would take hours
-                rows.append((name, "–", "left out"))
-                continue
-            say(f"\n{name} scale")
+        for scale in scales:
             environment = run_environment(state, scale, options.record, COURSE_DEVICE=device)
-            started = time.monotonic()
-            seconds = notebooks.CELL_SECONDS[scale]
-            done = notebooks.nbval(path, environment=environment, seconds=seconds)
-            result = "passed"
-            if done.returncode:
-                failed.add(path)
-                result = "FAILED"
-            rows.append((name, f"{time.monotonic() - started:.0f} s", result))
+            todo = [path for path in paths if path not in failed]
+            tested = tested_together if engine.parallel else tested_in_turn
+            done = {path: cells for path, *cells in tested(todo, environment, scale, engine)}
+            for path in paths:
+                # at full scale it would take hours to fail again
+                time_and_result = done.get(path, ("–", "left out"))
+                rows.append((f"{path.stem}, {scale}", *time_and_result))
+            failed |= {path for path, (_, result) in done.items() if result == "FAILED"}
     screen.show_table(("lecture", "time", "nbval"), rows)
     say(f"{len(failed)} of {len(paths)} lectures failed on {where}")
     if options.record:
         write_page()
     return int(bool(failed))
+
+
+def tested_in_turn(
+    paths: list[Path], environment: dict[str, str], scale: str, engine
+) -> Iterator[tuple]:
+    """Runs one lecture after another under nbval; yields path, time and result of each."""
+    for path in paths:
+        say(f"\n{path.stem}, {scale} scale")
+        started = time.monotonic()
+        seconds = notebooks.CELL_SECONDS[scale]
+        done = notebooks.nbval(path, environment=environment, seconds=seconds)
+        yield path, f"{time.monotonic() - started:.0f} s", verdict(done.returncode)
+
+
+def tested_together(
+    paths: list[Path], environment: dict[str, str], scale: str, engine
+) -> Iterator[tuple]:
+    """Runs lectures under nbval side by side; prints what it says about each in one piece."""
+    from course_utils.command import cluster
+
+    seconds = notebooks.CELL_SECONDS[scale]
+    for path, done in cluster.finished(cluster.tested, paths, environment, seconds, engine):
+        say(f"\n{path.stem}, {scale} scale")
+        if isinstance(done, Exception):
+            say(str(done) or repr(done))
+            yield path, "–", "FAILED"
+        else:
+            files.say(done.outcome.text)
+            yield path, f"{done.outcome.seconds:.0f} s", verdict(done.outcome.returncode)
+
+
+def verdict(returncode: int) -> str:
+    return "FAILED" if returncode else "passed"
 
 
 def device_to_test() -> tuple[str, str]:
@@ -312,28 +400,38 @@ def scales_to_test(record: bool) -> list[str]:
 
 
 def write_results(options: Options) -> int:
-    from course_utils.lesson import results
-
     if not options.check:
         write_page()
         return 0
-    path = page_path()
-    if path.exists() and path.read_text(encoding="utf-8") == results.page():
-        say(f"{path} is up to date")
-        return 0
-    say(f"{path} is stale; run `course results`")
-    return 1
+    stale = [path for path, content in pages().items() if not holds(path, content)]
+    for path in stale:
+        say(f"{path} is stale; run `course results`")
+    if not stale:
+        say(f"{files.results_dir() / 'README.md'} is up to date")
+    return int(bool(stale))
 
 
-def page_path() -> Path:
-    return files.results_dir() / "README.md"
+def pages() -> dict[Path, bytes]:
+    """What `course results` writes: the page of tables, its picture, the page of claims."""
+    from course_utils.lesson import results
+
+    folder = files.results_dir()
+    return {
+        folder / "README.md": results.page().encode(),
+        folder / "summary.svg": results.picture(),
+        folder / "claims.md": notebooks.claims_page().encode(),
+    }
+
+
+def holds(path: Path, content: bytes) -> bool:
+    """Whether a file has this content, whatever its line ends."""
+    return path.exists() and path.read_bytes().replace(b"\r\n", b"\n") == content
 
 
 def write_page() -> None:
-    from course_utils.lesson import results
-
-    files.write_atomic(page_path(), results.page())
-    say(f"wrote {page_path()}")
+    for path, content in pages().items():
+        files.write_atomic(path, content)
+    say(f"wrote {files.results_dir() / 'README.md'}")
 
 
 def check_setup(options: Options) -> int:

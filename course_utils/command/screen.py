@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from rich import box
 from rich.console import Console
 from rich.highlighter import RegexHighlighter
-from rich.progress import BarColumn, Progress, SpinnerColumn, Task, TextColumn
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 from rich.table import Table
 
 from course_utils.core import files
@@ -65,6 +65,39 @@ def progress(name: str) -> Iterator[Callable[[int, int], None]]:
     Yields ``cell(number, total)``, to be called before each cell. A terminal shows one line that
     disappears at the end; elsewhere a line is printed every ``PLAIN_SECONDS``.
     """
+    with live_lines() as bars:
+        task_id = bars.add_task(f"{name}: starting", total=None)
+
+        def cell(number: int, total: int) -> None:
+            description = f"{name}: cell {number} of {total}"
+            bars.update(task_id, description=description, completed=number - 1, total=total)
+
+        yield cell
+
+
+@contextmanager
+def several() -> Iterator[Callable[[Sequence[str]], None]]:
+    """Shows which lectures are running side by side, each with its seconds so far.
+
+    Yields ``running(names)``, to be called whenever that changes. A terminal shows a line for each;
+    elsewhere one line for all is printed every ``PLAIN_SECONDS``.
+    """
+    with live_lines() as bars:
+        shown = {}
+
+        def running(names: Sequence[str]) -> None:
+            for name in shown.keys() - set(names):
+                bars.remove_task(shown.pop(name))
+            for name in names:
+                if name not in shown:
+                    shown[name] = bars.add_task(name, total=None)
+
+        yield running
+
+
+@contextmanager
+def live_lines() -> Iterator[Progress]:
+    """A line for each task that is added: live on a terminal, else printed now and then."""
     screen = console()
     # asked twice, since FORCE_COLOR makes no terminal of a log
     live = screen.is_interactive and is_terminal(sys.stdout)
@@ -73,27 +106,23 @@ def progress(name: str) -> Iterator[Callable[[int, int], None]]:
     with Progress(
         *columns, console=screen, transient=True, refresh_per_second=4, disable=not live
     ) as bars:
-        task_id = bars.add_task(f"{name}: starting", total=None)
-
-        def cell(number: int, total: int) -> None:
-            description = f"{name}: cell {number} of {total}"
-            bars.update(task_id, description=description, completed=number - 1, total=total)
-
         if live:
-            yield cell
+            yield bars
         else:
-            with plain_lines(bars.tasks[0]):
-                yield cell
+            with plain_lines(bars):
+                yield bars
 
 
 @contextmanager
-def plain_lines(task: Task) -> Iterator[None]:
-    """Prints a line about ``task`` every ``PLAIN_SECONDS``."""
+def plain_lines(bars: Progress) -> Iterator[None]:
+    """Prints a line about the tasks of ``bars`` every ``PLAIN_SECONDS``."""
     done = threading.Event()
 
     def report() -> None:
         while not done.wait(PLAIN_SECONDS):
-            say(f"{task.description}, {task.elapsed:.0f} s")
+            parts = [f"{task.description}, {task.elapsed:.0f} s" for task in bars.tasks]
+            if parts:
+                say("; ".join(parts))
 
     thread = threading.Thread(target=report, daemon=True)
     thread.start()

@@ -9,11 +9,11 @@ per training (``over_seeds``). Where several values come from one image or one r
 no independent samples: ``groups`` says which belong together, and a group counts once.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy import stats
 from torch import Tensor
 
 LEVEL = 0.99  # of every interval; a p-value must be below the rest
@@ -79,8 +79,8 @@ def paired(first: Values, second: Values, groups: Values | None = None) -> Compa
     """Whether ``first`` exceeds ``second``, both measured on the same images.
 
     Truth values without groups: exact McNemar test, which looks only at the images that the two
-    judge differently; the interval is Clopper and Pearson's for the share among them. It assumes
-    independent images.
+    judge differently; the interval is that of Agresti and Min (2005), Wald's with half an image
+    more in each cell of the table. Both assume independent images.
 
     Numbers, or groups: the mean difference of each group (of each image) is one sample. Up to 30
     samples: sign-flip permutation test, which assumes that without an effect a difference is as
@@ -108,6 +108,8 @@ def above(values: Values, bound: float, groups: Values | None = None) -> Compari
     Raises:
         ValueError: no values, or values that are not finite.
     """
+    from scipy import stats  # slow to import
+
     numbers = column("values", values)
     if groups is not None or not are_truth_values(values):
         samples = means(numbers - bound, groups)
@@ -164,16 +166,16 @@ def over_seeds(first: Values, second: Values | float, *, same_seeds: bool = True
 
 
 def mcnemar(difference: np.ndarray) -> Comparison:
+    from scipy import stats  # slow to import
+
     n = len(difference)
     ups, downs = int((difference > 0).sum()), int((difference < 0).sum())
-    test = "exact McNemar"
-    if not ups + downs:  # no image is judged differently
-        return Comparison(test, n, n, 0.0, 0.0, 0.0, 1.0, enough=False)
-    found = stats.binomtest(ups, ups + downs)
-    share = (ups + downs) / n
-    low, high = found.proportion_ci(LEVEL)
-    size = difference.mean()
-    return Comparison(test, n, n, size, share * (2 * low - 1), share * (2 * high - 1), found.pvalue)
+    p = stats.binomtest(ups, ups + downs).pvalue if ups + downs else 1.0
+    size = (ups - downs) / (n + 2)  # half an image more in each of the four cells
+    spread = math.sqrt(ups + downs + 1 - (ups - downs) ** 2 / (n + 2)) / (n + 2)
+    half = stats.norm.ppf((1 + LEVEL) / 2) * spread
+    low, high = max(size - half, -1.0), min(size + half, 1.0)
+    return Comparison("exact McNemar", n, n, difference.mean(), low, high, float(p))
 
 
 def sign_flips(difference: np.ndarray, groups: Values | None) -> Comparison:
@@ -188,6 +190,8 @@ def sign_flips(difference: np.ndarray, groups: Values | None) -> Comparison:
 
 def permuted(samples: tuple[np.ndarray, ...], kind: str) -> float:
     """Two-sided p-value of a permutation test: exact, or of 9,999 where there are more."""
+    from scipy import stats  # slow to import
+
     found = stats.permutation_test(
         samples, mean_difference, permutation_type=kind, n_resamples=9999, batch=1000, rng=0
     )
@@ -200,6 +204,8 @@ def mean_difference(first: np.ndarray, *second: np.ndarray, axis: int = -1) -> n
 
 def student(samples: np.ndarray, n: int, test: str, enough: bool) -> Comparison:
     """Student's t-test of a mean of 0. Samples without any spread lie exactly on their mean."""
+    from scipy import stats  # slow to import
+
     size = float(samples.mean())
     if len(samples) < 2:
         return Comparison(test, n, len(samples), size, -np.inf, np.inf, 1.0, enough=False)
@@ -211,6 +217,8 @@ def student(samples: np.ndarray, n: int, test: str, enough: bool) -> Comparison:
 
 
 def welch(a: np.ndarray, b: np.ndarray, test: str, enough: bool) -> Comparison:
+    from scipy import stats  # slow to import
+
     n, size = len(a) + len(b), float(a.mean() - b.mean())
     if min(len(a), len(b)) < 2:
         return Comparison(test, n, n, size, -np.inf, np.inf, 1.0, enough=False)

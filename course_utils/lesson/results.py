@@ -5,18 +5,25 @@ a recorded run with its provenance; ``results/README.md`` is the page made of bo
 """
 
 import datetime
+import hashlib
 import json
-import math
 import os
-import statistics
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
+
 from course_utils.core import files, runtime
+from course_utils.core.images import Images
+from course_utils.lesson import result_tables
+from course_utils.lesson.result_tables import Value, mean, record_command
+
+__all__ = ["mean", "page", "picture", "record_command", "recorded", "table", "tables"]
 
 PAPERS = files.ROOT / "results" / "papers.json"
 
-Values = dict[str, float | list[float]]  # a list holds one number per seed
+Values = dict[str, Value]
 
 
 def tables() -> dict[str, dict]:
@@ -28,16 +35,20 @@ def tables() -> dict[str, dict]:
 
 
 def recorded(table_id: str) -> dict | None:
-    """Returns the recorded full run, ``{"values": …, "provenance": …}``, or None without one."""
+    """Returns the recorded full run, ``{"values": …, "provenance": …}``, or None without one.
+
+    Values are flat, one for each row of the table, also where the file nests them.
+    """
     path = files.results_dir() / f"{table_id}.json"
     if not path.exists():
         return None
-    return json.loads(path.read_text(encoding="utf-8"))
+    found = json.loads(path.read_text(encoding="utf-8"))
+    return found | {"values": result_tables.flatten(found["values"])}
 
 
 @dataclass
 class Table:
-    """One table of a lecture: ``yours`` is this run.
+    """One table of a lecture: ``yours`` is this run, ``data`` the name of its data set.
 
     A claim about full scale is judged on ``full``; ``is_recorded`` says whether that is the
     recorded run.
@@ -64,74 +75,97 @@ class Table:
         return found["values"]
 
     def _repr_markdown_(self) -> str:
+        found = recorded(self.table_id) or {"values": {}}
+        name = f"your run ({runtime.scale()}, {self.data})"
+        yours = result_tables.Source(name, "yours", self.yours)
         spec = tables()[self.table_id]
-        found = recorded(self.table_id)
-        known = found["values"] if found else {}
-        lines = [
-            f"**{spec['title']}** ({spec['source']})",
-            "",
-            f"| | paper | recorded full run | your run ({runtime.scale()}, {self.data}) |",
-            "|:--|--:|--:|--:|",
-        ]
-        for row in spec["rows"]:
-            values = (row.get("paper"), known.get(row["key"]), self.yours.get(row["key"]))
-            cells = [row["label"], *(show_value(value, spec) for value in values)]
-            lines.append(f"| {' | '.join(cells)} |")
-        if found is None:
-            lines += ["", f"*No recorded run yet: `{record_command(self.table_id)}` makes one.*"]
-        return "\n".join(lines)
+        lines = result_tables.lecture_lines(self.table_id, spec, yours, found["values"])
+        return "\n".join(lines).rstrip()
 
 
-def record_command(table_id: str) -> str:
-    """Returns the command that records the lecture of a table."""
-    return f"course run --scale full --record {table_id[:2]}"
+@dataclass(frozen=True)
+class Run:
+    """How the numbers of a table were measured; None where a question does not apply.
 
-
-def show_value(value: float | list[float] | str | None, spec: dict) -> str:
-    """Returns a table cell: a number, or mean ± standard deviation over seeds; – for None.
-
-    Runs without a finite value (an attack that never succeeds needs infinitely many steps) have no
-    mean; they are counted. The number of seeds is in the table's title.
+    ``seeds`` is None where no seeds are named.
     """
-    if value is None:
-        return "–"
-    if isinstance(value, str):
-        return value
-    numbers = value if isinstance(value, list) else [value]
-    lost = [number for number in numbers if not math.isfinite(number)]
-    if lost:
-        word = "nan" if any(map(math.isnan, lost)) else "∞"
-        return word if len(lost) == len(numbers) else f"{word} in {len(lost)} of {len(numbers)}"
-    digits = spec.get("digits", 2)
-    text = f"{mean(value):.{digits}f}"
-    if len(numbers) > 1:
-        text += f" ± {statistics.stdev(numbers):.{digits}f}"
-    return f"{text} {spec.get('unit', '')}".rstrip()
+
+    data: Images | str
+    images: int | None
+    examples: int | None
+    epochs: int | None
+    seeds: Sequence[int] | None
+
+    def __post_init__(self):
+        if not isinstance(self.data, Images | str):
+            raise ValueError(
+                f"data is a {type(self.data).__name__}; give the Images that were judged, "
+                "or the name of what was."
+            )
+        for name in ("images", "examples", "epochs"):
+            count = getattr(self, name)
+            if count is not None and not (isinstance(count, int) and count > 0):
+                raise ValueError(f"{name} is {count!r}; give how many, 1 or more, or leave it out.")
+        if self.seeds is not None:
+            if not isinstance(self.seeds, Sequence) or isinstance(self.seeds, str):
+                raise ValueError(
+                    f"seeds is {self.seeds!r}; give the seeds themselves, such as range(3)."
+                )
+
+    @property
+    def source(self) -> str:
+        return self.data if isinstance(self.data, str) else self.data.source
 
 
-def mean(value: float | list[float]) -> float:
-    """Returns the number itself, or the mean over seeds."""
-    return statistics.mean(value) if isinstance(value, list) else value
+def table(
+    table_id: str,
+    yours: Values,
+    data: Images | str,
+    *,
+    images: int | None = None,
+    examples: int | None = None,
+    epochs: int | None = None,
+    seeds: Sequence[int] | None = None,
+) -> Table:
+    """Returns a table with the paper's numbers, the recorded full run's and ``yours``.
 
+    Under ``course run --record`` it also stores them, with what the other arguments say.
 
-def table(table_id: str, yours: Values, data: str) -> Table:
-    """Returns the three columns of a table; ``data`` names the data set of this run.
-
-    Under ``course run --record`` it also stores them.
+    Args:
+        table_id: Such as ``"07-table1"``, from ``papers.json``.
+        yours: A number for each row, or a list of one per seed. Rows may be missing.
+        data: The test images that were judged, or only the name of what was.
+        images: How many images (or pairs, or samples) each value was measured on.
+        examples: How many training examples there were.
+        epochs: Of the training.
+        seeds: Which seeds; None names none, and only the longest row's values are counted.
 
     Raises:
-        ValueError: a table or a row that ``papers.json`` lacks, or a value that is no plain number.
+        ValueError: a table or a row that ``papers.json`` lacks, a value that is no plain number,
+            or one of the other arguments makes no sense.
     """
     known = tables()
     if table_id not in known:
         raise ValueError(f"table_id is {table_id!r}; papers.json knows {', '.join(known)}.")
-    extra = set(yours) - {row["key"] for row in known[table_id]["rows"]}
+    check_values(table_id, yours, known[table_id])
+    run = Run(data, images, examples, epochs, seeds)
+    seconds = lap()
+    if os.environ.get("COURSE_RECORD") and runtime.scale() == "full":
+        record(table_id, result_tables.nest(yours, known[table_id]), run, seconds)
+    return Table(table_id, yours, run.source)
+
+
+def check_values(table_id: str, yours: Values, spec: dict) -> None:
+    """Refuses unknown rows and what is no plain number.
+
+    At every scale, so that no full run ends in numbers that cannot be stored.
+    """
+    extra = set(yours) - {row["key"] for row in spec["rows"]}
     if extra:
         raise ValueError(
             f"yours has rows {sorted(extra)} that table {table_id!r} in papers.json lacks; "
             "add them there."
         )
-    # at every scale, so that no full run ends in numbers that cannot be stored
     for key, value in yours.items():
         numbers = value if isinstance(value, list) else [value]
         if not numbers or not all(isinstance(number, int | float) for number in numbers):
@@ -139,28 +173,60 @@ def table(table_id: str, yours: Values, data: str) -> Table:
                 f"yours[{key!r}] is {value!r}; give a number or a list of one per seed: "
                 ".item() or .tolist() of a tensor."
             )
-    if os.environ.get("COURSE_RECORD") and runtime.scale() == "full":
-        record(table_id, yours, data)
-    return Table(table_id, yours, data)
 
 
-def record(table_id: str, values: Values, data: str) -> None:
-    """Stores a full run with its provenance."""
-    provenance = {
-        "scale": runtime.scale(),
-        "data": data,
-        "device": runtime.device_name(),
-        "seconds": round(runtime.elapsed()),
-        "date": datetime.date.today().isoformat(),
-        "commit": os.environ.get("COURSE_COMMIT") or commit(),
-        **runtime.versions(),
-    }
-    text = json.dumps({"values": values, "provenance": provenance}, indent=1, ensure_ascii=False)
+# --- recording
+
+
+laps = [0.0]  # runtime.elapsed() at each table of this process
+
+
+def lap() -> float:
+    """Returns the seconds since the last call, at first since the course was imported."""
+    laps.append(runtime.elapsed())
+    return laps[-1] - laps[-2]
+
+
+def record(table_id: str, values: dict, run: Run, seconds: float) -> None:
+    """Stores a full run with its provenance. ``values`` are nested where there are matrices."""
+    found = provenance(table_id, values, run, seconds)
+    text = json.dumps({"values": values, "provenance": found}, indent=1, ensure_ascii=False)
     path = files.results_dir() / f"{table_id}.json"
     try:
         files.write_atomic(path, text + "\n")
     except OSError as error:  # counted as a claim that fails; hours of computing are not lost
         files.say(f"✘ {path} could not be written ({error}). It should hold\n{text}")
+
+
+def provenance(table_id: str, values: dict, run: Run, seconds: float) -> dict:
+    """Returns where a table comes from. None says that a question does not apply."""
+    flat = result_tables.flatten(values).values()
+    return {
+        "command": os.environ.get("COURSE_COMMAND") or record_command(table_id),
+        "scale": runtime.scale(),
+        "seeds": None if run.seeds is None else [int(seed) for seed in run.seeds],
+        "values": max((len(value) for value in flat if isinstance(value, list)), default=1),
+        "images": run.images,
+        "examples": run.examples,
+        "epochs": run.epochs,
+        "data": run.source,
+        "checksum": None if isinstance(run.data, str) else checksum(run.data),
+        "device": runtime.device_name(),
+        "threads": torch.get_num_threads(),
+        "table_seconds": round(seconds),
+        "seconds": round(runtime.elapsed()),
+        "date": datetime.date.today().isoformat(),
+        **runtime.versions(),
+        "commit": os.environ.get("COURSE_COMMIT") or commit(),
+    }
+
+
+def checksum(images: Images) -> str:
+    """Returns sixteen hex digits that change with the grey level of any pixel and any label."""
+    levels = (images.x.detach().cpu() * 255).round().to(torch.uint8)
+    digest = hashlib.sha256(levels.contiguous().numpy().tobytes())
+    digest.update(images.y.cpu().numpy().astype("<i8").tobytes())
+    return digest.hexdigest()[:16]
 
 
 def commit() -> str:
@@ -186,57 +252,23 @@ def git(*arguments: str) -> str:
     return done.stdout.strip()
 
 
+# --- the page
+
+
+def records() -> dict[str, dict | None]:
+    """Returns the recorded run of every table."""
+    return {table_id: recorded(table_id) for table_id in tables()}
+
+
 def page() -> str:
     """Returns Markdown of all tables, which ``course results`` writes to ``results/README.md``."""
-    lines = [
-        "# Reproduced tables",
-        "",
-        "Made by `course results` from `papers.json` and the JSON files beside this page; "
-        "not edited by hand.",
-        "A gap is recorded minus paper; ± is one standard deviation over seeds.",
-        "",
-    ]
-    for table_id, spec in tables().items():
-        lines += page_section(table_id, spec)
-    return "\n".join(lines)
+    from course_utils.lesson import results_page  # scipy is slow to import
+
+    return results_page.page(tables(), records())
 
 
-def page_section(table_id: str, spec: dict) -> list[str]:
-    """Returns the lines of one table on the page: paper, recorded, gap, why."""
-    found = recorded(table_id)
-    values = found["values"] if found else {}
-    lines = [
-        f"## {table_id}: {spec['title']}",
-        "",
-        f"Source: {spec['source']}.",
-        "",
-        "| | paper | recorded | gap | why |",
-        "|:--|--:|--:|--:|:--|",
-    ]
-    for row in spec["rows"]:
-        paper = row.get("paper")
-        value = values.get(row["key"])
-        cells = [
-            row["label"],
-            show_value(paper, spec),
-            show_value(value, spec),
-            gap(value, paper, spec),
-            row.get("why", ""),
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
-    if found:
-        p = found["provenance"]
-        lines += [
-            "",
-            f"{p['scale']} scale on {p['data']}; {p['device']}; {p['seconds']} s for the lecture "
-            f"so far; Python {p['python']}, PyTorch {p['torch']}; commit {p['commit']}; "
-            f"{p['date']}.",
-        ]
-    return [*lines, ""]
+def picture() -> bytes:
+    """Returns the page's picture as SVG: ``course results`` writes ``results/summary.svg``."""
+    from course_utils.lesson import results_picture
 
-
-def gap(value: float | list[float] | None, paper: float | str | None, spec: dict) -> str:
-    """Returns recorded minus paper, – where one of them is missing or not finite."""
-    if not isinstance(paper, int | float) or value is None or not math.isfinite(mean(value)):
-        return "–"
-    return f"{mean(value) - paper:+.{spec.get('digits', 2)}f}"
+    return results_picture.picture(tables(), records())

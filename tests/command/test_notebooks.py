@@ -41,6 +41,23 @@ def test_claims_are_lines_that_begin_with_a_mark_on_standard_output():
     assert notebooks.claims(notebook) == ["✔ one", "✘ two"]
 
 
+def test_the_page_of_claims_holds_each_lecture_s_table(lecture):
+    path = lecture("03", "claim('A', True)", "evidence_table()")
+    notebook = notebooks.read(path)
+    cell = notebook.cells[2]
+    cell.metadata["tags"] = ["evidence"]
+    cell.outputs = [new_output("display_data", {"text/markdown": "| claim |\n|:--|\n| A |"})]
+    notebooks.write(notebook, path)
+    page = notebooks.claims_page()
+    assert page.startswith("# Claims\n")
+    assert page.endswith("\n\n## 03 · Tiny\n\n| claim |\n|:--|\n| A |\n")
+
+
+def test_the_page_of_claims_in_the_repository_is_fresh():
+    page = files.ROOT / "results" / "claims.md"
+    assert page.read_text(encoding="utf-8") == notebooks.claims_page(), "run `course results`"
+
+
 def test_the_environment_of_a_kernel(monkeypatch):
     monkeypatch.setenv("COURSE_RECORD", "1")
     monkeypatch.setenv("PYTHONPATH", "theirs")

@@ -33,6 +33,7 @@ NULL = {  # how data without an effect are drawn
     "numbers of images": lambda rng: paired(rng.exponential(size=50), rng.exponential(size=50)),
     "nine images, five targets": lambda rng: grouped(rng, 9, 5),
     "forty images, five starts": lambda rng: grouped(rng, 40, 5),
+    "equal shares": lambda rng: paired(rng.random(200) < 0.4, rng.random(200) < 0.3).within(0.1),
     "share against a bound": lambda rng: above(rng.random(100) < 0.75, 0.75),
     "grouped share against a bound": grouped_above,
     "other images": lambda rng: unpaired(rng.normal(size=80), 3 * rng.normal(size=300)),
@@ -98,8 +99,12 @@ def test_mcnemar_by_hand():
     assert found.p == pytest.approx(2 * (1 + 10) / 2**10)  # 0 or 1 of ten, on either side
     assert found.difference == pytest.approx(8 / 20)
     assert (found.test, found.n, found.groups) == ("exact McNemar", 20, 20)
-    low, high = stats.binomtest(9, 10).proportion_ci(0.99)
-    assert (found.low, found.high) == pytest.approx(((2 * low - 1) / 2, (2 * high - 1) / 2))
+    table = np.array([9, 1, 10, 0]) + 0.5  # first alone, second alone, both, none
+    share = table / table.sum()
+    variance = (share[0] + share[1] - (share[0] - share[1]) ** 2) / table.sum()
+    half = 2.5758293 * math.sqrt(variance)
+    middle = share[0] - share[1]
+    assert (found.low, found.high) == pytest.approx((middle - half, middle + half))
 
 
 def test_sign_flips_by_hand():
@@ -149,8 +154,9 @@ def test_within_asks_for_the_whole_interval():
 
 
 def test_no_image_is_judged_differently():
-    found = paired([True] * 50, [True] * 50)
+    found = paired([True] * 98, [True] * 98)
     assert not found and found.p == 1 and found.difference == 0
+    assert found.within(0.03) and not found.within(0.02)  # 2.58 of 100 images may hide
 
 
 @pytest.mark.parametrize(
@@ -171,7 +177,7 @@ def test_bad_values_are_named(call, message):
 
 def test_cells_say_what_was_measured():
     assert paired([True] * 9 + [False], [False] * 10).cells == (
-        *("exact McNemar", "10", "10", "+0.9 [+0.0991, +0.9]", "0.004"),
+        *("exact McNemar", "10", "10", "+0.9 [+0.363, +1]", "0.004"),
     )
     few = over_seeds([1.0, 2.0], [0.0, 1.5]).cells
     assert few[3].endswith(", too few") and few[:3] == ("paired t over seeds", "2", "2")

@@ -102,7 +102,7 @@ def test_the_table_lists_every_claim_with_what_it_rests_on(monkeypatch):
     claim("A beats B", clear(True, False), clear(1, 0))
     claim("A beats B", clear(True, False), clear(True, False))  # the cell runs again
     _, _, *rows = lecture.evidence_table().data.splitlines()
-    beats = "exact McNemar | 9 | 9 | +1 [+0.11, +1] | 0.004 |"
+    beats = "exact McNemar | 9 | 9 | +1 [+0.438, +1] | 0.004 |"
     assert rows == [
         r"| \|x\| is small | read off |  |  |  |  |",
         f"| A beats B | {beats}",
