@@ -35,10 +35,6 @@ MOST_BYTES = 1_000_000_000  # of weights that go to the workers of another machi
 PIECE = 32_000_000  # bytes of weights in one message
 FETCH_SECONDS = 60  # longest wait for the result of a task that is done
 MOST_DEATHS = 3  # of a lecture's workers
-DIED = (
-    f"its worker died {MOST_DEATHS} times; the usual cause is too little memory: take fewer jobs, "
-    "or larger workers."
-)
 MANY_CORES = 16  # of the projection
 CURE = "pip install -e '.[cluster]'"
 
@@ -390,7 +386,10 @@ class Run:
             if self.deaths[lecture.stem] < MOST_DEATHS:
                 self.waiting.insert(0, lecture)
             else:
-                errors.append((lecture, RuntimeError(DIED)))
+                told = f"its worker died {MOST_DEATHS} times; the usual cause is too little memory"
+                errors.append(
+                    (lecture, RuntimeError(f"{told}: take fewer jobs, or larger workers."))
+                )
         return errors
 
     def submit(self, code: bytes, lecture: Lecture, worker: str):

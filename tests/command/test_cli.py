@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import nbformat
 import pytest
 
-from course_utils.command import cli, lab, notebooks, runner, slides
+from course_utils.command import cli, cluster, lab, notebooks, runner, slides
 from course_utils.core import data, files, runtime
 from course_utils.lesson import results
 
@@ -33,6 +33,12 @@ def stored_text(path):
 def cli_in_child(*arguments, encoding=None, **environment):
     options = {"cwd": files.ROOT, "capture_output": True, "text": True, "encoding": encoding}
     return subprocess.run([*COMMAND, *arguments], env=os.environ | environment, **options)
+
+
+@pytest.fixture(autouse=True)
+def one_core(monkeypatch):
+    """Lectures run in turn, in this process; test_cluster.py has those that run side by side."""
+    monkeypatch.setattr(cluster, "cores", lambda: 1)
 
 
 @pytest.fixture
@@ -139,7 +145,10 @@ def test_run_uses_this_interpreter_and_the_lectures_folder(lecture, course, tmp_
 def test_ctrl_c_stops_the_whole_run(lecture, tmp_path):
     lecture("03", "import time\nopen('started', 'w').close()\ntime.sleep(60)")
     lecture("04", "open('next', 'w').close()")
-    command, folder = [*COMMAND, "run", "--out", str(tmp_path / "out")], tmp_path / "lectures"
+    command, folder = (
+        [*COMMAND, "run", "--jobs=1", "--out", str(tmp_path / "out")],
+        tmp_path / "lectures",
+    )
     child = subprocess.Popen(command, cwd=files.ROOT, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
     while not (folder / "started").exists() and time.monotonic() < deadline:

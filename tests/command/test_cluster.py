@@ -302,7 +302,7 @@ def test_a_lecture_that_kills_every_worker_is_told_and_the_others_are_kept(
         "04", f"{weights}\nplace.mkdir(exist_ok=True)\n(place / 'x.safetensors').touch()", "1 / 0"
     )
     told = course("run", "--scheduler", scheduler.address, status=1)
-    assert "03_tiny: FAILED, 0 s\n  its worker died 3 times; the usual cause is too little" in told
+    assert "03_tiny: FAILED, 0 s\n  its worker died 2 times; the usual cause is too little" in told
     assert "04_tiny FAILED: ZeroDivisionError" in told
     assert (client_folders / "cache" / "weights" / "x.safetensors").exists()
     assert not (client_folders / "out" / "03_tiny.ipynb").exists()

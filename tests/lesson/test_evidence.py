@@ -159,6 +159,11 @@ def test_no_image_is_judged_differently():
     assert found.within(0.03) and not found.within(0.02)  # 2.58 of 100 images may hide
 
 
+@pytest.mark.filterwarnings("error")
+def test_one_side_may_have_no_spread():
+    assert unpaired([1.0] * 40, np.linspace(0, 0.9, 40)) and unpaired([1.0] * 9, [0.0] * 9)
+
+
 @pytest.mark.parametrize(
     "call, message",
     [
