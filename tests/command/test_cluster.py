@@ -293,6 +293,7 @@ def test_notebook_records_and_weights_travel_and_items_fit_a_single_worker(
 def test_a_lecture_that_kills_every_worker_is_told_and_the_others_are_kept(
     client_folders, lecture, course, scheduler, monkeypatch
 ):
+    monkeypatch.setattr(cluster, "MOST_DEATHS", 2)
     weights = (
         "import os\nfrom pathlib import Path\nplace = Path(os.environ['COURSE_CACHE'], 'weights')"
     )
