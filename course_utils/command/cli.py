@@ -303,7 +303,8 @@ def test_gpu(options: Options) -> int:
     failed = set()
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as state:
         for scale in scales:
-            environment = run_environment(state, scale, options.record, COURSE_DEVICE=device)
+            variables = {"COURSE_DEVICE": device, "COURSE_COMMAND": "course test-gpu --record"}
+            environment = run_environment(state, scale, options.record, **variables)
             todo = [path for path in paths if path not in failed]
             tested = tested_together if engine.parallel else tested_in_turn
             done = {path: cells for path, *cells in tested(todo, environment, scale, engine)}
