@@ -20,11 +20,11 @@ LECTURES = sorted((ROOT / "lectures").glob("*.ipynb"))
 
 def nbval(path: Path) -> subprocess.CompletedProcess:
     with tempfile.TemporaryDirectory() as state:
-        options = {"environment": notebooks.kernel_environment(state), "seconds": 600}
+        options = {"environment": notebooks.kernel_environment(state), "seconds": 1200}
         return notebooks.nbval(path, **options, capture_output=True, text=True)
 
 
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(2400)
 @pytest.mark.parametrize("path", LECTURES, ids=lambda path: path.stem)
 def test_nbval(path):
     done = nbval(path)

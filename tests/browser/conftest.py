@@ -19,7 +19,7 @@ import pytest
 from course_utils.core.files import ROOT
 
 SCREENSHOTS = ROOT / "build" / "screenshots"
-LECTURE_MINUTES = 10  # a lecture takes under two on an idle machine
+LECTURE_MINUTES = 20  # a lecture takes a few on an idle machine
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 QUIET = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync"
 CONTENT = "() => window.jupyterapp.shell.currentWidget.content."

@@ -10,7 +10,7 @@ import pytest
 from course_utils.command import notebooks
 
 # a lecture is run as a whole, on a machine that may be busy
-pytestmark = [pytest.mark.browser, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(2400)]
 SEVEN = [(0.3, 0.24), (0.7, 0.24), (0.48, 0.78)]
 
 
