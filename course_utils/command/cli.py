@@ -178,7 +178,6 @@ def run_environment(state: str, scale: str, record: bool, **variables: str) -> d
 
 
 def refresh(options: Options) -> int:
-    from course_utils.command import cluster
     from course_utils.core import data
 
     paths = notebooks.find(options.lectures)
@@ -195,7 +194,6 @@ def refresh(options: Options) -> int:
     def store(notebook, path: Path, outcome) -> None:
         if outcome.good:
             notebooks.tidy(notebook)
-            notebook.metadata["course"]["seconds"] = cluster.roughly(outcome.seconds)
             notebooks.write(notebook, path)
 
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as own:

@@ -7,9 +7,7 @@ no shared disk: notebooks, records and weights travel. Imports Dask only for par
 import functools
 import hashlib
 import heapq
-import json
 import logging
-import math
 import os
 import sys
 import tempfile
@@ -252,7 +250,7 @@ def finished(
     if engine.scheduler:
         settings |= {"code": code_here(), "data": data_here()}
     lectures = []
-    for path in sorted(by_stem.values(), key=duration, reverse=True):
+    for path in sorted(by_stem.values(), reverse=True):  # the later ones take longer
         lectures.append(Lecture(path.stem, path.read_text(encoding="utf-8"), **settings))
     with connected(engine) as client, screen.several() as running:
         run = Run(client, engine, environment)
@@ -456,17 +454,6 @@ def pieces(folder: Path) -> Iterator[parallel.Weights]:
             piece = {}
     if piece:
         yield piece
-
-
-def duration(path: Path) -> float:
-    """About how many seconds a lecture takes, as its last ``course refresh`` found; 0 unknown."""
-    notebook = json.loads(path.read_text(encoding="utf-8"))
-    return notebook["metadata"].get("course", {}).get("seconds", 0)
-
-
-def roughly(seconds: float) -> int:
-    """``seconds`` as a power of two, or 0: enough for an order, and seldom another number."""
-    return 2 ** round(math.log2(seconds)) if seconds >= 2 else 0
 
 
 def result_of(task) -> Done | Exception | None:

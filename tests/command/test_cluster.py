@@ -119,16 +119,6 @@ def test_the_projection_takes_the_longest_first():
     assert "on 16 cores: about 100 s (a projection" in told
 
 
-def test_a_time_is_kept_as_a_power_of_two(tmp_path):
-    assert [cluster.roughly(s) for s in (0.1, 2, 90, 100, 300)] == [0, 2, 64, 128, 256]
-    path = write_lecture(tmp_path, "03", GOOD)
-    assert cluster.duration(path) == 0
-    notebook = notebooks.read(path)
-    notebook.metadata["course"] = {"seconds": 64}
-    nbformat.write(notebook, path)
-    assert cluster.duration(path) == 64
-
-
 def test_each_thread_of_a_worker_has_a_place_for_one_lecture():
     assert cluster.free_places({"a": 2, "b": 1}, []) == ["a", "a", "b"]
     assert cluster.free_places({"a": 2, "b": 1}, ["a", "a"]) == ["b"]
