@@ -195,7 +195,7 @@ def test_a_given_interpreter_runs_the_gpu_test_as_it_is():
 
 
 def test_versions_are_the_tested_ones_or_the_newest():
-    assert "-c constraints.txt -e ." in plan("lectures")
+    assert "-c constraints.txt -e '.[cluster]'" in plan("lectures")
     assert "constraints" not in plan("lectures", "CONSTRAINTS=")
 
 

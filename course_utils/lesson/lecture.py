@@ -4,7 +4,6 @@ import ctypes
 from contextlib import suppress
 
 import torch
-from IPython.display import Markdown
 
 from course_utils.core import files, runtime
 from course_utils.lesson import plots
@@ -62,11 +61,13 @@ def claim(text: str, *holds: bool | Comparison, recorded: bool = False) -> None:
     files.say(f"{mark} {text}{remark}")
 
 
-def evidence_table() -> Markdown:
-    """Every claim made so far with its test, n, groups, difference, 99 % interval and p.
+def evidence_table():
+    """Markdown of every claim so far with test, n, groups, difference, 99 % interval and p.
 
     A claim without a comparison says what is so on the images at hand; it has no test.
     """
+    from IPython.display import Markdown
+
     lines = [
         "| claim | test | n | groups | difference, 99 % interval | p |",
         "|:--|:--|--:|--:|:--|--:|",
