@@ -24,6 +24,7 @@ def nbval(path: Path) -> subprocess.CompletedProcess:
         return notebooks.nbval(path, **options, capture_output=True, text=True)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(2400)
 @pytest.mark.parametrize("path", LECTURES, ids=lambda path: path.stem)
 def test_nbval(path):

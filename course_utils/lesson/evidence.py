@@ -31,7 +31,7 @@ class Comparison:
 
     ``difference`` is what was asked about (first minus second, or value minus bound) and
     ``low``, ``high`` its 99 % interval. ``n`` counts values, ``groups`` what is independent among
-    them. ``p`` is two-sided, or None where the claim is judged by the interval alone.
+    them. ``p`` is two-sided. With a ``margin`` the question is whether the interval lies within it.
     """
 
     test: str
@@ -40,12 +40,14 @@ class Comparison:
     difference: float
     low: float
     high: float
-    p: float | None
+    p: float
     enough: bool = True
+    margin: float | None = None
 
     def __bool__(self) -> bool:
-        clear = self.p is None or self.p < 1 - LEVEL
-        return bool(self.enough and clear and self.low > 0)
+        if self.margin is not None:
+            return bool(self.enough and -self.margin < self.low and self.high < self.margin)
+        return bool(self.enough and self.p < 1 - LEVEL and self.low > 0)
 
     @property
     def cells(self) -> tuple[str, str, str, str, str]:
@@ -53,27 +55,22 @@ class Comparison:
         size = f"{self.difference:+.3g} [{self.low:+.3g}, {self.high:+.3g}]"
         if not self.enough:
             size += ", too few"
-        p = "" if self.p is None else "< 0.001" if self.p < 0.001 else f"{self.p:.3f}"
-        return self.test, f"{self.n:,}", f"{self.groups:,}", size, p
+        if self.margin is not None:  # p is that of another question
+            test, p = f"{self.test}, within ±{self.margin:g}", ""
+        else:
+            test, p = self.test, "< 0.001" if self.p < 0.001 else f"{self.p:.3f}"
+        return test, f"{self.n:,}", f"{self.groups:,}", size, p
 
     def within(self, margin: float) -> "Comparison":
         """Asks the opposite: does the whole interval lie within ± ``margin``?
 
-        Two one-sided tests at 0.5 % each (equivalence). ``difference`` then is how far the
-        difference stays from the margin.
+        Two one-sided tests at 0.5 % each (equivalence).
         """
         if not margin > 0:
             raise ValueError(
                 f"margin is {margin}; give the largest difference that does not count."
             )
-        return replace(
-            self,
-            test=f"{self.test}, within ±{margin:g}",
-            difference=margin - abs(self.difference),
-            low=margin - max(abs(self.low), abs(self.high)),
-            high=margin,
-            p=None,
-        )
+        return replace(self, margin=margin)
 
 
 def paired(first: Values, second: Values, groups: Values | None = None) -> Comparison:
@@ -83,9 +80,9 @@ def paired(first: Values, second: Values, groups: Values | None = None) -> Compa
     judge differently; the interval is that of Agresti and Min (2005), Wald's with half an image
     more in each cell of the table. Both assume independent images.
 
-    Numbers, or groups: the mean difference of each group (of each image) is one sample. Up to 30
-    samples: sign-flip permutation test, which assumes that without an effect a difference is as
-    likely as its negative; more: t-test, which assumes a nearly normal mean. The interval is
+    Numbers, or groups: the mean difference of each group (of each image) is one sample. Fewer than
+    30: sign-flip permutation test, which assumes that without an effect a difference is as likely
+    as its negative; from 30 on: t-test, which assumes a nearly normal mean. The interval is
     Student's.
 
     Raises:
@@ -125,9 +122,9 @@ def above(values: Values, bound: float, groups: Values | None = None) -> Compari
 
 
 def unpaired(first: Values, second: Values) -> Comparison:
-    """Whether the mean of ``first`` exceeds that of ``second``, measured on other images.
+    """Whether the mean of ``first`` exceeds that of ``second``, measured on other images or draws.
 
-    Welch's t-test and interval: independent images, any two variances, nearly normal means. With
+    Welch's t-test and interval: independent values, any two variances, nearly normal means. With
     fewer than 30 values on a side, where means need not be normal, a permutation test gives p: it
     assumes that without an effect both sides have one distribution.
 
@@ -135,10 +132,10 @@ def unpaired(first: Values, second: Values) -> Comparison:
         ValueError: fewer than two values on a side, or values that are not finite.
     """
     a, b = column("first", first, fewest=2), column("second", second, fewest=2)
-    found = welch(a, b, "Welch over images", enough=True)
+    found = welch(a, b, "Welch", enough=True)
     if min(len(a), len(b)) >= MANY:
         return found
-    return replace(found, test="permutation of images", p=permuted((a, b), "independent"))
+    return replace(found, test="permutation", p=permuted((a, b), "independent"))
 
 
 def over_seeds(first: Values, second: Values | float, *, same_seeds: bool = True) -> Comparison:

@@ -40,10 +40,12 @@ def test_pick_has_no_order_to_confuse():
         runtime.pick(3, 10)
 
 
-def test_device_can_be_chosen_and_is_put_in_words(env):
+def test_device_can_be_chosen_and_is_put_in_words(env, monkeypatch):
     env("COURSE_DEVICE", "cpu")
     assert runtime.device() == torch.device("cpu")
-    assert runtime.device_name() == f"cpu, {torch.get_num_threads()} threads"
+    for threads, words in [(1, "cpu, 1 thread"), (2, "cpu, 2 threads")]:
+        monkeypatch.setattr(torch, "get_num_threads", lambda count=threads: count)
+        assert runtime.device_name() == words
 
 
 @pytest.mark.parametrize("value", ["gpu", "cuda:99", "cpu cuda", "meta", "hpu", "cpu\r", " ", "\0"])

@@ -146,9 +146,10 @@ def test_welch_and_paired_t_are_those_of_scipy():
 
 def test_within_asks_for_the_whole_interval():
     found = paired(np.linspace(-1, 1, 100) + 0.1, np.zeros(100))
-    assert found.low < -0.03 and found.high < 0.26
-    assert found.within(0.26) and not found.within(0.2)
-    assert found.within(0.26).low == pytest.approx(0.26 - found.high)
+    assert found.low < -0.03 and 0.25 < found.high < 0.26
+    assert found.within(0.26) and not found.within(0.25)
+    assert not paired(np.zeros(100), np.linspace(-1, 1, 100) + 0.1).within(0.25)
+    assert found.within(0.26).difference == pytest.approx(0.1)
     with pytest.raises(ValueError, match="margin is 0"):
         found.within(0)
 
