@@ -22,6 +22,7 @@ from torch import nn
 from course_utils.core import by_value, files
 
 T = TypeVar("T")
+WAIT_SECONDS = 60  # before a process says that it waits for another
 PACKAGE = Path(__file__).resolve().parents[1]
 
 
@@ -69,6 +70,33 @@ def surroundings() -> bytes:
 def path_of(key: str, kind: str = "", suffix: str = ".safetensors") -> Path:
     """Where weights (or with another ``suffix`` the state of a training) of this key lie."""
     return files.cache_dir() / "weights" / f"{kind}{'-' if kind else ''}{key}{suffix}"
+
+
+@contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """Context for one process, and one thread of it, per file: others wait, then find the file.
+
+    Where no lock can be had (a folder that cannot be written, a file system without locks) nobody
+    waits: the same is trained twice, which costs time only.
+    """
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(path.parent.with_name("locks") / f"{path.name}.lock")
+    try:
+        os.makedirs(os.path.dirname(lock.lock_file), exist_ok=True)
+        lock.acquire(timeout=WAIT_SECONDS)
+    except Timeout:
+        files.say(
+            f"Another process has been making {path.name} for {WAIT_SECONDS} s or more; waiting "
+            "for it. Interrupt this one, or end the other."
+        )
+        lock.acquire()
+    except (OSError, NotImplementedError):
+        pass
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def keep(path: Path, content: Callable[[], bytes]) -> None:

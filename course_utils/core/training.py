@@ -350,7 +350,8 @@ def trained(
     seed, the settings, the kind of device, the source of ``core`` and ``methods``, and the caller's
     own objective, optimizer and schedule (lambdas too) with the globals they read. One that changes
     a global at each call gets a ``key`` attribute. A damaged file is trained again. A training that
-    was cut goes on at its last checkpoint. Weights that cannot be kept cost a message.
+    was cut goes on at its last checkpoint. Where two processes ask for the same weights, one
+    trains and the other waits. Weights that cannot be kept cost a message.
 
     Raises:
         ValueError: a setting or a model that no key can describe, as it holds a lock or an open
@@ -368,16 +369,17 @@ def trained(
     ingredients = defaults | settings
     verbose = ingredients.pop("verbose", True)
     path = cache.path_of(cache.key(model=model, images=images, seed=seed, **ingredients))
-    history = read_history(path, model)
-    if history is None:
-        checkpoint = path.with_suffix(".checkpoint")
-        history = fit(model, images, seed=seed, checkpoint=checkpoint, **settings)
-        cache.keep_weights(path, model, history=json.dumps(asdict(history)))
-        with suppress(OSError):  # a folder that cannot be written
-            checkpoint.unlink(missing_ok=True)
-    elif verbose:
-        line = history.last_line(len(history.loss))
-        files.say(f"weights from the cache; last epoch: {line}")
+    with cache.alone(path):
+        history = read_history(path, model)
+        if history is None:
+            checkpoint = path.with_suffix(".checkpoint")
+            history = fit(model, images, seed=seed, checkpoint=checkpoint, **settings)
+            cache.keep_weights(path, model, history=json.dumps(asdict(history)))
+            with suppress(OSError):  # a folder that cannot be written
+                checkpoint.unlink(missing_ok=True)
+        elif verbose:
+            line = history.last_line(len(history.loss))
+            files.say(f"weights from the cache; last epoch: {line}")
     return model.to(memory_format=torch.channels_last).eval(), history
 
 

@@ -1,4 +1,4 @@
-"""Computes the seeds or table rows of a full-scale lecture side by side: ``each``.
+"""Computes the seeds or table rows of a full-scale lecture side by side: ``each``, ``each_seed``.
 
 The rest is how a task runs on a worker of Dask, a whole lecture (``command/cluster.py``) as well as
 one item: in a process of its own, from bytes to bytes. So a worker imports neither PyTorch nor
@@ -67,6 +67,15 @@ def each(function: Callable[[T], R], items: Iterable[T]) -> list[R]:
     return found
 
 
+def each_seed(
+    function: Callable[[T, int], R], rows: Iterable[T], seeds: Iterable[int]
+) -> dict[T, list[R]]:
+    """``{row: [function(row, seed) for seed in seeds]}``, all of them as items of ``each``."""
+    rows, seeds = list(rows), list(seeds)
+    found = each(lambda item: function(*item), [(row, seed) for row in rows for seed in seeds])
+    return {row: found[i * len(seeds) : (i + 1) * len(seeds)] for i, row in enumerate(rows)}
+
+
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
 QUIET = {"distributed.admin.large-graph-warning-threshold": "1TB"}  # notebooks and data travel
 
@@ -120,6 +129,7 @@ def run_task(
     environment = os.environ | variables | {"PYTHONIOENCODING": "utf-8"}
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
     environment.pop("COURSE_SCHEDULER", None)
+    environment.pop("MALLOC_TRIM_THRESHOLD_", None)  # Dask's: trainings take twice as long
     if lecture:
         secede()
         environment["COURSE_SCHEDULER"] = worker.scheduler.address

@@ -211,15 +211,16 @@ def trained_autoencoder(kind: str, x: Pixels, **settings) -> nn.Sequential:
             "call train, which always trains."
         )
     path = cache.path_of(cache.key(kind=kind, x=x, settings=settings), kind)
-    if kind in KINDS and os.path.isfile(path):
-        sizes = {name: settings[name] for name in ("hidden", "latent") if name in settings}
-        with runtime.seeded(0):  # the caller's random state stays, as in training
-            model = KINDS[kind].build(x.shape[1], x.shape[2], **sizes).to(x)
-        if cache.read_weights(path, model) is not None:
-            return model.eval()
-    model = train(kind, x, **settings)
-    cache.keep_weights(path, model)
-    return model
+    with cache.alone(path):
+        if kind in KINDS and os.path.isfile(path):
+            sizes = {name: settings[name] for name in ("hidden", "latent") if name in settings}
+            with runtime.seeded(0):  # the caller's random state stays, as in training
+                model = KINDS[kind].build(x.shape[1], x.shape[2], **sizes).to(x)
+            if cache.read_weights(path, model) is not None:
+                return model.eval()
+        model = train(kind, x, **settings)
+        cache.keep_weights(path, model)
+        return model
 
 
 def reconstruction_error(model: nn.Module, x: Pixels) -> Float[Tensor, "n"]:

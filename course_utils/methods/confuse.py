@@ -241,17 +241,20 @@ def learn(
     setup = dict(eps=eps, steps=steps, target=target, batch_size=batch_size, lr=lr_f, store=store)
     given = (network, model, build, images, validation, trials, lr_g, seed)
     key = cache.key(given=given, **setup)
-    state = Learning(network, lr_g, cache.path_of(key, "confuse", ".pt"))
+    path = cache.path_of(key, "confuse", ".pt")
     device = images.x.device
-    for trial in range(len(state.log.validation) + 1, trials + 1):
-        with runtime.seeded(1000 * seed + trial):
-            outcome = run_trial(network, state.optimizer, build().to(device), images, **setup)
-            poison = Generated(network.eval(), eps)
-            victim = build().to(device)
-            accuracies = victim_accuracies(victim, poison(images), validation, batch_size, trial)
-        state.add(outcome, *accuracies)
-        if on_trial is not None:
-            on_trial(trial, poison, state.log)
+    with cache.alone(path):
+        state = Learning(network, lr_g, path)
+        for trial in range(len(state.log.validation) + 1, trials + 1):
+            with runtime.seeded(1000 * seed + trial):
+                outcome = run_trial(network, state.optimizer, build().to(device), images, **setup)
+                poison = Generated(network.eval(), eps)
+                poisoned = poison(images)
+                victim = build().to(device)
+                accuracies = victim_accuracies(victim, poisoned, validation, batch_size, trial)
+            state.add(outcome, *accuracies)
+            if on_trial is not None:
+                on_trial(trial, poison, state.log)
     network.load_state_dict(state.best)
     return Generated(network.eval(), eps), state.log
 

@@ -1,6 +1,8 @@
 """The cache: what its key depends on, and what happens to files that are damaged or cannot be kept."""
 
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import pytest
@@ -186,3 +188,42 @@ def test_a_state_comes_back_and_a_closed_folder_costs_a_message(tmp_path, capsys
     (tmp_path / "file").write_text("")
     cache.keep_state(tmp_path / "file" / "state.pt", {})
     assert "could not be kept" in capsys.readouterr().out
+
+
+def at_once(*functions):
+    """Calls functions in threads of their own, at the same time; what they returned."""
+    with ThreadPoolExecutor() as pool:
+        return [task.result() for task in [pool.submit(function) for function in functions]]
+
+
+def test_one_at_a_time_works_on_a_file(tmp_path):
+    inside = []
+
+    def work():
+        with cache.alone(tmp_path / "weights" / "w.safetensors"):
+            inside.append("in")
+            time.sleep(0.2)
+            inside.append("out")
+
+    at_once(work, work)
+    assert inside == ["in", "out", "in", "out"]
+    with cache.alone(tmp_path / "weights" / "w"), cache.alone(tmp_path / "weights" / "another"):
+        pass
+
+
+def test_a_long_wait_is_explained(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(cache, "WAIT_SECONDS", 0.1)
+
+    def work():
+        with cache.alone(tmp_path / "weights" / "w.safetensors"):
+            time.sleep(0.5)
+
+    at_once(work, work)
+    assert "Another process has been making w.safetensors" in capsys.readouterr().out
+
+
+def test_without_locks_nobody_waits(tmp_path, capsys):
+    (tmp_path / "locks").write_text("a file where the folder belongs")
+    with cache.alone(tmp_path / "weights" / "w"), cache.alone(tmp_path / "weights" / "w"):
+        pass
+    assert capsys.readouterr().out == ""

@@ -2,6 +2,8 @@
 
 import os
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 
@@ -429,7 +431,8 @@ def no_training(monkeypatch):
 
 
 def files(folder) -> list[str]:
-    return sorted(path.name for path in folder.rglob("*") if path.is_file())
+    paths = [path for path in folder.rglob("*") if path.is_file() and path.suffix != ".lock"]
+    return sorted(path.name for path in paths)
 
 
 @pytest.mark.parametrize(
@@ -451,6 +454,25 @@ def test_the_second_call_loads_the_same_weights_and_history(
     assert capsys.readouterr().out == ""
     cached(build, images, validation=images, verbose=True)
     assert "weights from the cache; last epoch: epoch 2/2  loss" in capsys.readouterr().out
+
+
+def test_two_that_ask_at_once_get_one_training(cache, monkeypatch):
+    started = threading.Event()
+    trainings = []
+
+    def slow(*args, **settings):
+        trainings.append(1)
+        started.set()
+        time.sleep(0.5)  # the second call waits for the lock meanwhile
+        return fit(*args, **settings)
+
+    monkeypatch.setattr(training, "fit", slow)
+    with ThreadPoolExecutor() as pool:
+        first = pool.submit(cached)
+        assert started.wait(10)
+        second = cached()
+    assert len(trainings) == 1
+    assert_same(first.result(), second)
 
 
 def test_trained_is_fit_on_a_model_built_under_the_seed():

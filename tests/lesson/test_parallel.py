@@ -48,6 +48,17 @@ def test_items_are_computed_here_in_turn_unless_a_full_run_has_workers(
     assert parallel.each(process, []) == []
 
 
+def test_rows_and_seeds_come_back_as_a_table(kernel):
+    def place(row, seed):
+        return row, seed, os.getpid()
+
+    found = parallel.each_seed(place, ["a", "b"], range(3))
+    cells = {row: [cell[:2] for cell in cells] for row, cells in found.items()}
+    assert cells == {row: [(row, seed) for seed in range(3)] for row in "ab"}
+    assert len({cell[2] for cells in found.values() for cell in cells}) == 6
+    assert parallel.each_seed(place, ["a"], []) == {"a": []}
+
+
 def test_a_training_gives_the_same_numbers_in_turn_and_on_workers(
     kernel, tmp_path, monkeypatch, capsys
 ):
@@ -89,6 +100,7 @@ def test_an_item_finds_the_settings_of_the_run(kernel, tmp_path, monkeypatch):
     ((scale, cache, threads, scheduler),) = parallel.each(settings, [1])
     assert (scale, threads, scheduler) == ("full", "1", None)
     assert Path(cache).name == "course-a-run"
+    assert parallel.each(lambda item: os.environ.get(item), ["MALLOC_TRIM_THRESHOLD_"]) == [None]
 
 
 def test_the_error_of_the_first_item_that_fails_is_raised(kernel):
