@@ -138,6 +138,7 @@ def claiming(notebook, tmp_path):
     return run
 
 
+@pytest.mark.slow
 def test_nbval_passes_where_claims_hold(claiming):
     (output,) = claiming.cell.outputs
     assert output.text == "✔ Two is more than one\n✔ Recorded, too (recorded)\n"
@@ -146,6 +147,7 @@ def test_nbval_passes_where_claims_hold(claiming):
     assert done.returncode == 0 and "2 passed" in done.stdout, done.stdout
 
 
+@pytest.mark.slow
 def test_nbval_fails_where_a_claim_is_made_false(claiming):
     claiming.cell.source = claiming.cell.source.replace("2 > 1", "2 < 1")
     done = claiming()
@@ -153,6 +155,7 @@ def test_nbval_fails_where_a_claim_is_made_false(claiming):
     assert "Cell outputs differ" in done.stdout
 
 
+@pytest.mark.slow
 def test_nbval_fails_where_a_cell_raises(claiming):
     claiming.cell.source += "\n1 / 0"
     done = claiming()

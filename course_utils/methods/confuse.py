@@ -239,19 +239,16 @@ def learn(
         network = first_generator(generator, images, start)
         model = build()
     setup = dict(eps=eps, steps=steps, target=target, batch_size=batch_size, lr=lr_f, store=store)
-    given = (network, model, build, images, validation, trials, lr_g, seed)
-    key = cache.key(given=given, **setup)
+    key = cache.key(given=(network, model, build, images, validation, trials, lr_g, seed), **setup)
     path = cache.path_of(key, "confuse", ".pt")
-    device = images.x.device
     with cache.alone(path):
         state = Learning(network, lr_g, path)
         for trial in range(len(state.log.validation) + 1, trials + 1):
             with runtime.seeded(1000 * seed + trial):
-                outcome = run_trial(network, state.optimizer, build().to(device), images, **setup)
+                model = build().to(images.x.device)
+                outcome = run_trial(network, state.optimizer, model, images, **setup)
                 poison = Generated(network.eval(), eps)
-                poisoned = poison(images)
-                victim = build().to(device)
-                accuracies = victim_accuracies(victim, poisoned, validation, batch_size, trial)
+                accuracies = victim_accuracies(build, poison(images), validation, batch_size, trial)
             state.add(outcome, *accuracies)
             if on_trial is not None:
                 on_trial(trial, poison, state.log)
@@ -320,9 +317,10 @@ class Learning:
 
 
 def victim_accuracies(
-    net: nn.Module, poisoned: Images, validation: Images, batch_size: int, seed: int
+    build: Callable, poisoned: Images, validation: Images, batch_size: int, seed: int
 ) -> tuple[float, float]:
     """Trains a fresh network for an epoch; returns its poisoned and its clean accuracy."""
+    net = build().to(poisoned.x.device)
     training.fit(
         net, poisoned, epochs=1, batch_size=batch_size, optimizer=scratch, seed=seed, verbose=False
     )

@@ -129,6 +129,7 @@ def test_an_interrupt_passes():
         check.fgsm(interrupted)
 
 
+@pytest.mark.slow
 def test_exit_of_jupyter_raises_while_a_check_runs():
     """There ``exit`` asks the shell to end the kernel, and raises nothing."""
     code = """

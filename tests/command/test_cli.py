@@ -66,6 +66,7 @@ def mnist(monkeypatch):
 # --- run
 
 
+@pytest.mark.slow
 def test_run_executes_counts_claims_and_writes_pages(good, lecture, course, tmp_path):
     before = good.read_bytes()
     beginning, inside = "✔ at the beginning of ✘ a line counts", "x ✔ nothing here"
@@ -81,6 +82,7 @@ def test_run_executes_counts_claims_and_writes_pages(good, lecture, course, tmp_
     assert good.read_bytes() == before
 
 
+@pytest.mark.slow
 def test_run_takes_numbers(good, lecture, course, tmp_path):
     lecture("04", *GOOD)
     told = course("run", "4")
@@ -88,6 +90,7 @@ def test_run_takes_numbers(good, lecture, course, tmp_path):
     assert not (tmp_path / "out" / "03_tiny.ipynb").exists()
 
 
+@pytest.mark.slow
 def test_run_goes_on_after_a_failing_cell_and_says_where_it_was(lecture, course, tmp_path):
     lecture("03", "x = 1", "# first line\ny = [][x]\n", 'print("never")')
     lecture("04", *GOOD)
@@ -102,6 +105,7 @@ def test_run_goes_on_after_a_failing_cell_and_says_where_it_was(lecture, course,
     assert error.ename == "IndexError"
 
 
+@pytest.mark.slow
 def test_run_fails_on_a_broken_claim(lecture, course):
     lecture("03", f'{CLAIM}claim("One", True)\nclaim("The moon is [red]cheese[/] :moon:", False)')
     told = course("run", status=1)
@@ -117,6 +121,7 @@ def test_run_shows_no_stored_outputs_of_cells_that_did_not_run(lecture, course):
     assert "0 of 0 kept, FAILED" in course("run", status=1)
 
 
+@pytest.mark.slow
 def test_run_fails_on_an_error_inside_a_widget(lecture, course):
     source = "import ipywidgets\nfrom course_utils.lesson.widgets import explorer\n"
     lecture("04", f"{source}explorer(lambda a: 1 / 0, a=ipywidgets.IntSlider())")
@@ -141,6 +146,7 @@ def test_run_uses_this_interpreter_and_the_lectures_folder(lecture, course, tmp_
     assert told[4] != os.environ["COURSE_STATE"]  # a student's progress is not touched
 
 
+@pytest.mark.slow
 @posix_only
 def test_ctrl_c_stops_the_whole_run(lecture, tmp_path):
     lecture("03", "import time\nopen('started', 'w').close()\ntime.sleep(60)")
@@ -261,6 +267,7 @@ def test_refresh_of_a_clone_that_cannot_be_written(good, no_kernel, course, mnis
     assert told.startswith(f"course: {good.parent} cannot be written (Read-only file system)")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["run", "refresh"])
 def test_a_disk_that_fills_up_costs_one_lecture(lecture, course, mnist, monkeypatch, command):
     """Written with the real function but for the first lecture."""
@@ -283,6 +290,7 @@ def test_a_disk_that_fills_up_costs_one_lecture(lecture, course, mnist, monkeypa
     assert "04_tiny.ipynb" in stored and "Traceback" not in told
 
 
+@pytest.mark.slow
 def test_a_page_that_cannot_be_written_comes_after_the_table(good, course, tables, monkeypatch):
     def full():
         raise OSError(28, "No space left on device")
@@ -296,6 +304,7 @@ def test_a_page_that_cannot_be_written_comes_after_the_table(good, course, table
 # --- streams
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoding", ["cp1252", "ascii", "latin-1"])
 def test_every_command_prints_into_any_pipe(good, encoding):
     title = "03 · Tiny" if encoding != "ascii" else "03 . Tiny"
@@ -304,6 +313,7 @@ def test_every_command_prints_into_any_pipe(good, encoding):
         assert "Traceback" not in done.stderr and done.stdout.startswith(expected)
 
 
+@pytest.mark.slow
 def test_a_run_s_table_fits_a_stream_without_an_encoding(good, tmp_path, monkeypatch):
     class Stream:
         text = ""
@@ -320,6 +330,7 @@ def test_a_run_s_table_fits_a_stream_without_an_encoding(good, tmp_path, monkeyp
     assert "03_tiny: ran, " in sys.stdout.text and "2 of 2 kept" in sys.stdout.text
 
 
+@pytest.mark.slow
 def test_commands_run_without_streams(good, tmp_path, monkeypatch):
     """As under pythonw on Windows."""
     for name in ("stdout", "stderr"):
@@ -370,6 +381,7 @@ finally:
 # --- refresh
 
 
+@pytest.mark.slow
 def test_refresh_stores_outputs_and_hash_and_nothing_that_changes(lecture, course, mnist):
     path = lecture("03", "import ipywidgets\nipywidgets.IntSlider()", *GOOD)
     told = course("refresh")
@@ -396,6 +408,7 @@ def test_refresh_takes_quick_scale_cpu_and_an_empty_cache(lecture, course, mnist
     assert stored_text(path) == "quick cpu False\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", ["1 / 0", f'{CLAIM}claim("One", False)'])
 def test_refresh_keeps_what_is_committed_when_the_lecture_fails(lecture, course, mnist, source):
     path = lecture("03", source)
@@ -428,6 +441,7 @@ def test_results_writes_and_checks_the_page(course, tables):
 # --- test-gpu
 
 
+@pytest.mark.slow
 def test_gpu_test_at_quick_scale_on_the_cpu(good, lecture, course, mnist, env):
     env(SCALE="quick", DEVICE="cpu")
     lecture("04", f'{CLAIM}claim("One", True)')

@@ -17,6 +17,7 @@ from course_utils.command import cluster, notebooks
 from course_utils.core import files
 
 distributed = pytest.importorskip("distributed")
+pytestmark = pytest.mark.slow
 posix_only = pytest.mark.skipif(sys.platform == "win32", reason="Windows stops otherwise")
 COMMAND = [sys.executable, "-m", "course_utils.command.cli"]
 

@@ -43,6 +43,7 @@ def problems(told):
     return re.findall(r"^PROBLEM  (\w+): (.*)$", told, re.M)
 
 
+@pytest.mark.slow
 def test_doctor_finds_nothing(healthy, course):
     told = course("doctor")
     assert told.endswith("Everything is in order\n") and not problems(told)
@@ -134,6 +135,7 @@ def test_doctor_gives_no_cure_that_is_none():
     assert doctor.in_words(ValueError("do that")) == "do that"
 
 
+@pytest.mark.slow
 def test_doctor_names_a_wrong_device_and_scale(healthy, course, env):
     env(DEVICE="abacus", SCALE="medium")
     told = course("doctor", status=1)

@@ -27,6 +27,7 @@ def test_a_dead_kernel(execute):
     assert head == "code cell 2 of 2 fails:" and reason.startswith("    the kernel died")
 
 
+@pytest.mark.slow
 def test_a_cell_that_hangs(execute):
     outcome, _ = execute("import time\ntime.sleep(60)", seconds=3)
     assert outcome.error.endswith("    the cell was stopped after 3 seconds")

@@ -313,6 +313,7 @@ def keys_in_a_new_process(seed: int, blank: int) -> dict[str, str]:
     return {name: found[2 * i : 2 * i + 2] for i, name in enumerate(pairs)}
 
 
+@pytest.mark.slow
 def test_keys_are_the_same_in_two_kernels_and_tell_every_change():
     first = keys_in_a_new_process(seed=1, blank=0)
     second = keys_in_a_new_process(seed=2, blank=7)

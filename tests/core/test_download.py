@@ -169,6 +169,7 @@ def test_archives_are_unpacked_without_network(tiny, inline):
     assert not (tiny.root / ".mnist-killed").exists()
 
 
+@pytest.mark.slow
 def test_two_at_once_download_once(tiny, server, monkeypatch, capsys):
     """Two threads, as the lock keeps them apart like two processes, which take longer to start."""
     address, requests = server

@@ -47,6 +47,7 @@ NULL = {  # how data without an effect are drawn
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("draw", NULL.values(), ids=NULL)
 def test_without_an_effect_at_most_one_in_a_hundred_is_clear(draw):
     rng = np.random.default_rng(0)

@@ -11,6 +11,7 @@ from course_utils.core import files, runtime
 from course_utils.lesson import parallel
 
 distributed = pytest.importorskip("distributed")
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")

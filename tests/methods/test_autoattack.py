@@ -18,6 +18,7 @@ def victim():
     return model, (test.x[:12], test.y[:12])
 
 
+@pytest.mark.slow
 def test_autoattack_finds_what_pgd_finds(victim):
     model, (x, y) = victim
     before = torch.get_rng_state()

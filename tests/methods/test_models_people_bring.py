@@ -87,6 +87,7 @@ logits_that_people_make = st.one_of(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*undecided", "ignore:The model's outputs")
 @given(
     after=logits_that_people_make,

@@ -156,6 +156,7 @@ def truly(model, x_adv, y):
     return (together != y) & (alone != y) & (exact != y)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("edge", [False, True], ids=["interior", "black background"])
 @pytest.mark.parametrize("theirs", [deepfool_by_foolbox, deepfool_by_torchattacks])
 def test_deepfool_is_true_and_not_farther_than_the_peers(victim, theirs, edge):
