@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -250,7 +250,7 @@ def finished(
     if engine.scheduler:
         settings |= {"code": code_here(), "data": data_here()}
     lectures = []
-    for path in sorted(by_stem.values(), reverse=True):  # the later ones take longer
+    for path in in_order(by_stem.values()):
         lectures.append(Lecture(path.stem, path.read_text(encoding="utf-8"), **settings))
     with connected(engine) as client, screen.several() as running:
         run = Run(client, engine, environment)
@@ -260,6 +260,11 @@ def finished(
                     files.write_atomic(results / name, content)
             yield by_stem[lecture.stem], done
         run.forget()
+
+
+def in_order(paths: Iterable[Path]) -> list[Path]:
+    """01 first: 00 and 02–04 use the network that it trains. Then from the end: long ones first."""
+    return sorted(paths, key=lambda path: (path.stem.startswith("01"), path.stem), reverse=True)
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import nbformat
@@ -118,6 +119,11 @@ def test_the_projection_takes_the_longest_first():
     told = cluster.summary([100, 50, 30], 95)
     assert told.startswith("95 s in all, where the lectures' own times add up to 180 s")
     assert "on 16 cores: about 100 s (a projection" in told
+
+
+def test_what_others_need_comes_first_then_the_long_ones():
+    paths = [Path(f"{stem}.ipynb") for stem in ("00_a", "01_b", "02_c", "13_d")]
+    assert [path.stem for path in cluster.in_order(paths)] == ["01_b", "13_d", "02_c", "00_a"]
 
 
 def test_each_thread_of_a_worker_has_a_place_for_one_lecture():
