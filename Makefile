@@ -11,7 +11,8 @@ BIN := .venv/bin
 BASE := .venv/.course-installed
 DEV := .venv/.course-installed-dev
 PIP := $(BIN)/python -m pip install --disable-pip-version-check
-# Tests at once, with 3 GB and one thread each; what they train and write stays out of the user's folders
+# Tests at once, with 3 GB and one thread each; what they train and write stays out of the user's folders.
+# loadgroup hands out one test at a time: some take minutes.
 JOBS ?= 2
 PYTEST := own=$$(mktemp -d) && trap 'rm -rf "$$own"' EXIT && \
   COURSE_CACHE="$$own/cache" COURSE_STATE="$$own/state" OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive \

@@ -82,7 +82,7 @@ def pytest_configure(config) -> None:
 
 
 def pytest_collection_modifyitems(items) -> None:
-    """Lectures first, then the browser in one worker, so that no worker waits long at the end.
+    """Lectures first, then the browser, then the short tests, so that no worker waits at the end.
 
     A lecture that nbval has run leaves its networks in the shared cache for the browser.
     """
@@ -92,7 +92,4 @@ def pytest_collection_modifyitems(items) -> None:
             return 1
         return 0 if item.originalname == "test_nbval" else 2
 
-    for item in items:
-        if item.get_closest_marker("browser"):
-            item.add_marker(pytest.mark.xdist_group("browser"))
     items.sort(key=place)
