@@ -24,8 +24,11 @@ from course_utils.core import files
 
 # A classroom has thirty machines and one slow network: no news, no search for updates
 LAB_SETTINGS = {
-    "@jupyterlab/apputils-extension:notification": {"fetchNews": "false", "checkForUpdates": False}
+    "@jupyterlab/apputils-extension:notification": {"fetchNews": "false", "checkForUpdates": False},
+    # an open lecture holds more than a gigabyte
+    "@jupyterlab/notebook-extension:tracker": {"kernelShutdown": True},
 }
+EXTENSIONS = Path(__file__).with_name("labextensions")
 
 # Of each file in the working copy: its digests when the course wrote it
 Origins = dict[str, dict[str, str]]
@@ -134,7 +137,8 @@ def server(
     terminal.
     """
     command = [sys.executable, "-m", "jupyterlab", f"--ServerApp.root_dir={root}"]
-    command += ["--ServerApp.answer_yes=True", *arguments]
+    command += ["--ServerApp.answer_yes=True"]
+    command += [f"--LabApp.extra_labextensions_path={EXTENSIONS / 'lab'}", *arguments]
     if hasattr(os, "geteuid") and os.geteuid() == 0:
         command.append("--allow-root")  # usual in a container; only this machine can connect
     notebooks.check_jupyter()
