@@ -69,9 +69,20 @@ def working_copy() -> Path:
     record = folder / ".origins.json"
     origins = read_origins(record)
     for lecture in notebooks.lectures():
-        update(folder / lecture.name, lecture.read_text(encoding="utf-8"), origins)
+        update(folder / lecture.name, for_students(lecture), origins)
     files.write_atomic(record, json.dumps(origins, indent=1))
     return folder
+
+
+def for_students(lecture: Path) -> str:
+    """The text of a lecture's file without the notes for the speaker."""
+    notebook = json.loads(lecture.read_text(encoding="utf-8"))
+    notebook["cells"] = [
+        cell
+        for cell in notebook["cells"]
+        if cell["metadata"].get("slideshow", {}).get("slide_type") != "notes"
+    ]
+    return json.dumps(notebook, indent=1, ensure_ascii=False)
 
 
 def read_origins(record: Path) -> Origins:

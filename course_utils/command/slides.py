@@ -33,6 +33,8 @@ SETTINGS = lab.LAB_SETTINGS | {
     }
 }
 RESULTS = {"image/png", "text/markdown", notebooks.WIDGET_VIEW}
+TABLE_LINES = 6  # a print of so many lines is a table
+SLIDE_LINES = 30  # that can be read from the last row
 HELP = """\
 → ← next and previous; so do space, PageDown, PageUp and a clicker. Home and End: first, last.
 b: a black screen. F11: the whole screen. Shift-Enter runs the cell that is shown.
@@ -45,11 +47,18 @@ def fold(notebook: NotebookNode) -> None:
     """Folds the code of cells whose figure, table, widget or claims are the point."""
     for cell in notebooks.code_cells(notebook):
         tags = cell.metadata.get("tags", [])
-        shown = {kind for output in cell.outputs for kind in output.get("data", {})}
-        if shown & RESULTS or {"widget", "claims"} & set(tags):
+        if {"widget", "claims"} & set(tags) or shows_result(cell):
             cell.metadata.setdefault("jupyter", {})["source_hidden"] = True
         if "evidence" in tags:  # a page of intervals: to read, not to show
             cell.metadata["slideshow"] = {"slide_type": "skip"}
+
+
+def shows_result(cell: NotebookNode) -> bool:
+    """Whether the point of a code cell is what it shows, and not how it is made."""
+    if any(kind in RESULTS for output in cell.outputs for kind in output.get("data", {})):
+        return True
+    printed = sum(output.get("text", "").count("\n") for output in cell.outputs)
+    return printed >= TABLE_LINES and printed + cell.source.count("\n") > SLIDE_LINES
 
 
 def speaker_notes(notebook: NotebookNode) -> str:
@@ -63,7 +72,8 @@ def speaker_notes(notebook: NotebookNode) -> str:
             if heading != printed:
                 lines.append(f"\n{heading}")
                 printed = heading
-            lines.append("   " + cell.source.strip().replace("\n", "\n   "))
+            note = cell.source.removeprefix("**For the speaker.** ")
+            lines.append("   " + note.strip().replace("\n", "\n   "))
         elif kind != "skip" and cell.cell_type == "markdown":
             title = re.search(r"^#+\s*(.+)", cell.source, re.MULTILINE)
             if title:
@@ -102,7 +112,9 @@ def present(lecture: str, extra_args: Sequence[str] = ()) -> int:
     ``lecture`` is a number such as "03". ``extra_args`` go to ``jupyter lab``; with
     ``--no-browser`` the address is only printed.
     """
-    name = notebooks.find([lecture])[0].name
+    path = notebooks.find([lecture])[0]
+    name = path.name
+    notes = speaker_notes(notebooks.read(path))  # the working copy has none
     notebook = notebooks.read(lab.working_copy() / name)
     original = lab.digests(nbformat.writes(notebook))
     folder = new_folder()
@@ -121,7 +133,7 @@ def present(lecture: str, extra_args: Sequence[str] = ()) -> int:
         ):
             url, token = wait_for_server(process, folder, log)
             address = f"{url}lab/tree/{urllib.parse.quote(name)}?token={token}"
-            say(f"{speaker_notes(notebook)}\n\nSlides: {address}\n{HELP}")
+            say(f"{notes}\n\nSlides: {address}\n{HELP}")
             if "--no-browser" not in extra_args:
                 webbrowser.open(address)
             return lab.wait(process)

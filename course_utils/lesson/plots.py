@@ -11,9 +11,11 @@ from collections.abc import Mapping, Sequence
 import matplotlib
 import matplotlib.ticker
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.textpath import TextPath
+from PIL import Image
 from torch import Tensor
 
 # Okabe and Ito's palette: the colours differ for every common form of colour blindness.
@@ -59,9 +61,14 @@ def subplots(rows: int = 1, columns: int = 1, *, width: float = 9, height: float
 
 
 def to_png(fig: Figure) -> bytes:
-    """Returns the figure as PNG, for widgets."""
+    """Returns the figure as PNG, for widgets. Draws once, where ``savefig`` draws twice."""
+    canvas = FigureCanvasAgg(fig)
+    canvas.draw()
     buffer = io.BytesIO()
-    fig.savefig(buffer, format="png")
+    size = canvas.get_width_height()
+    Image.frombuffer("RGBA", size, canvas.buffer_rgba()).save(
+        buffer, format="png", compress_level=4
+    )
     return buffer.getvalue()
 
 
@@ -70,12 +77,13 @@ def show(fig: Figure, alt: str, data: str) -> None:
 
     ``alt`` is the alternative text: what one sees in the figure.
     """
-    from IPython.display import Image, display
+    from IPython.display import Image as Shown
+    from IPython.display import display
 
     fig.set_figheight(fig.get_figheight() + 0.25)  # a line of its own for the name
     fig.supxlabel(f"data: {data}", x=0.995, ha="right", fontsize=11, color="0.35", **PLAIN)
     fig.draw_without_rendering()  # the first of two layout passes cuts titles of three lines
-    display(Image(data=to_png(fig), format="png", alt=f"{alt} Data: {data}."))
+    display(Shown(data=to_png(fig), format="png", alt=f"{alt} Data: {data}."))
 
 
 def check_some(name: str, value: Tensor | Sequence | Mapping) -> None:

@@ -5,8 +5,10 @@ All that concerns Jupyter stays here. Pictures are shown by ``widgets.Image``: i
 and it works wherever the output of a cell goes.
 """
 
+import gc
 import html
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import anywidget
@@ -17,6 +19,18 @@ from torch import Tensor
 
 SIDE = 28  # pixels, as in MNIST
 Drawing = bytes | tuple[bytes, str]
+
+
+@contextmanager
+def collect_afterwards() -> Iterator[None]:
+    """Keeps garbage collection out of a drawing: it takes up to a third of a second."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 class Picture(ipywidgets.VBox):
@@ -43,9 +57,10 @@ class Picture(ipywidgets.VBox):
         failure = ""
         caption = ""
         try:
-            drawn = self.draw(*args, **values)
-            png, caption = drawn if isinstance(drawn, tuple) else (drawn, "")
-            self.image.value = png
+            with collect_afterwards():
+                drawn = self.draw(*args, **values)
+                png, caption = drawn if isinstance(drawn, tuple) else (drawn, "")
+                self.image.value = png
         except (Exception, SystemExit) as error:  # of any type: students must see it
             failure = html.escape(f"{type(error).__name__}: {error}")
             failure = f"<b>This picture could not be drawn.</b> {failure}"
@@ -86,6 +101,10 @@ def explorer(draw: Callable[..., Drawing], **controls: ipywidgets.ValueWidget) -
         lay_out(name, control)
         control.observe(update, "value")
     update()
+    # what is there now is left out of collections to come: they are then three times as quick
+    gc.unfreeze()
+    gc.collect()
+    gc.freeze()
     row = ipywidgets.Box(
         list(controls.values()), layout={"flex_flow": "row wrap", "align_items": "center"}
     )
@@ -144,19 +163,26 @@ class DigitPad(anywidget.AnyWidget):
         return centre(pixels / 255).reshape(1, 1, SIDE, SIDE)
 
 
-def digit_pad(classify: Callable[[Tensor], Drawing]) -> ipywidgets.VBox:
+def digit_pad(
+    classify: Callable[[Tensor], Drawing], examples: Tensor | None = None
+) -> ipywidgets.VBox:
     """Returns a ``DigitPad`` beside the picture ``classify(x)``, x (1, 1, 28, 28) in [0, 1].
 
-    ``classify`` returns PNG bytes, or PNG bytes and a caption such as "This is a 7 (98 %)".
+    ``classify`` returns PNG bytes, or PNG bytes and a caption such as "This is a 7 (98 %)". A
+    slider puts one of ``examples`` (N, 1, 28, 28) in [0, 1] on the pad, for those who cannot draw.
+    An empty pad has no picture: what a network says about it means nothing.
     """
     pad = DigitPad()
     picture = Picture(classify)
+    picture.layout.flex = "1 1 360px"  # beside the pad as long as there is room
+    picture.layout.min_width = "0"
     hint = ipywidgets.HTML("Draw one digit, as large as the dashed square.")
+    parts = [hint]
 
     def update(_change=None) -> None:
-        picture.show(pad.image)
-        if not any(pad.pixels):  # what a network says about an empty square means nothing
-            set_visible(picture.caption, False)
+        if any(pad.pixels):
+            picture.show(pad.image)
+        set_visible(picture, any(pad.pixels))
 
     pad.observe(update, "pixels")
     update()
@@ -164,4 +190,18 @@ def digit_pad(classify: Callable[[Tensor], Drawing]) -> ipywidgets.VBox:
         [pad, picture],
         layout={"flex_flow": "row wrap", "align_items": "flex-start", "grid_gap": "16px"},
     )
-    return ipywidgets.VBox([hint, row])
+    if examples is not None:
+        parts.append(chooser(pad, examples))
+    return ipywidgets.VBox([*parts, row])
+
+
+def chooser(pad: DigitPad, examples: Tensor) -> ipywidgets.IntSlider:
+    """Returns a slider that puts one of ``examples`` (N, 1, 28, 28) in [0, 1] on ``pad``."""
+    slider = ipywidgets.IntSlider(0, 0, len(examples) - 1, description="or take test image")
+    lay_out("", slider)
+
+    def put(change) -> None:
+        pad.pixels = (examples[change["new"]] * 255).round().int().flatten().tolist()
+
+    slider.observe(put, "value")
+    return slider

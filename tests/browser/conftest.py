@@ -11,11 +11,14 @@ import subprocess
 import sys
 import time
 import urllib.request
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from course_utils.command import slides
+from course_utils.command.lab import EXTENSIONS
 from course_utils.core.files import ROOT
 
 SCREENSHOTS = ROOT / "build" / "screenshots"
@@ -63,10 +66,7 @@ def jupyter_environment(tmp_path_factory) -> dict[str, str]:
     own = {name: str(home / name.lower()) for name in folders.split()}
     overrides = home / "jupyter_config_dir" / "labconfig" / "default_setting_overrides.json"
     overrides.parent.mkdir(parents=True)
-    overrides.write_text(
-        '{"@jupyterlab/apputils-extension:notification": {"fetchNews": "false"},'
-        ' "@jupyterlab/notebook-extension:tracker": {"windowingMode": "none"}}'  # else cells out of sight are not in the page
-    )
+    overrides.write_text(json.dumps(slides.SETTINGS))  # with all cells in the page
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     return os.environ | own | {"JUPYTER_PREFER_ENV_PATH": "1", "PYTHONPATH": path}
 
@@ -84,8 +84,10 @@ def pytest_runtest_makereport(item, call):
 class Notebook:
     """A notebook in JupyterLab, or as slides, once it is ready."""
 
-    def __init__(self, page, name: str):
+    def __init__(self, page, name: str, *, wait: bool = True):
         self.page, self.name = page, name
+        if not wait:
+            return
         page.wait_for_function(
             """() => {  // not async: a promise would count as true
                 const panel = window.jupyterapp?.shell.currentWidget;
@@ -139,7 +141,7 @@ class Notebook:
     @contextmanager
     def picture_changes(self, beside):
         """The picture in the same output must change, and stay in sight."""
-        image = beside.locator(OUTPUT_AREA).locator("img.widget-image:visible").first
+        image = beside.locator(OUTPUT_AREA).locator("img.widget-image").first
         before = image.get_attribute("src")
         yield
         self.page.wait_for_function(CHANGED, arg=[image.element_handle(), before])
@@ -172,21 +174,44 @@ class Notebook:
             mouse.up()
         self.settle()
 
-    def walk(self, until: str | None = None) -> None:
-        """Slide by slide until this selector is in sight, or to the end; fails at a blank slide."""
-        # beside everything: the keys are the slides' again
-        self.page.mouse.click(640, self.page.viewport_size["height"] - 5)
-        while not (until and self.page.locator(until).locator("visible=true").count()):
-            heights = self.page.locator(".jp-Deck .jp-deck-mod-visible").evaluate_all(
-                "cells => cells.map(cell => cell.offsetHeight)"
-            )
-            assert max(heights, default=0) > 20, f"{self.name}: a blank slide"
-            before = self.page.evaluate(CONTENT + "activeCellIndex")
-            self.page.keyboard.press("Space")
-            self.page.wait_for_timeout(300)
-            if self.page.evaluate(CONTENT + "activeCellIndex") == before:
+    # as slides
+
+    def step(self) -> dict:
+        """The slide in sight: number, of how many, cells shown, zoom, pixels that do not fit."""
+        return self.page.evaluate(
+            """() => {
+                const slides = window.courseSlides;
+                const zoom = Number(slides.notebook.node.style.getPropertyValue("--course-zoom"));
+                const screen = Math.min(innerWidth / 1280, innerHeight / 720);
+                return { at: slides.at, count: slides.steps.length, shown: slides.shown,
+                         zoom: zoom / screen, overflow: slides.overflow() };
+            }"""
+        )
+
+    def ready(self) -> "Notebook":
+        """Waits until all cells have run behind the slides."""
+        minutes = LECTURE_MINUTES * 60_000
+        ready = "document.body.dataset.courseSlides === 'ready'"
+        self.page.wait_for_function(ready, timeout=minutes)
+        self.settle()
+        return self
+
+    def walk(self, until: str | None = None) -> Iterator[dict]:
+        """Slide by slide, from the first to the last, or until this selector is in sight."""
+        self.page.keyboard.press("Home")
+        while True:
+            self.page.wait_for_timeout(100)  # sizes are seen after the next frame
+            step = self.step()
+            yield step
+            if (
+                until
+                and self.page.locator(f".course-shown {until}").locator("visible=true").count()
+            ):
+                return
+            if step["at"] + 1 == step["count"]:
                 assert until is None, f"{self.name}: no slide shows {until}"
                 return
+            self.page.keyboard.press("PageDown")
 
     def screenshot(self, what: str, of=None) -> None:
         """Of the page or the locator ``of``, for people to look at."""
@@ -203,24 +228,33 @@ def free_port() -> int:
         return free.getsockname()[1]
 
 
-@pytest.fixture(scope="session")
-def _lab_server(tmp_path_factory, jupyter_environment, browser):
-    root, port = tmp_path_factory.mktemp("notebooks"), free_port()
+@contextmanager
+def serve(root: Path, environment: dict[str, str], *extensions: str) -> Iterator[str]:
+    """The address of a JupyterLab in the folder ``root``, with these folders of extensions."""
+    port = free_port()
     options = (
         f"--no-browser --allow-root --expose-app-in-browser --ServerApp.ip=127.0.0.1 --ServerApp.port={port} --ServerApp.port_retries=0"
         " --IdentityProvider.token=t --LabApp.extension_manager=readonly"
     )
     command = [sys.executable, "-m", "jupyterlab", *options.split(), f"--ServerApp.root_dir={root}"]
-    log = root.parent / "jupyterlab.log"
+    command += [f"--LabApp.extra_labextensions_path={EXTENSIONS / name}" for name in extensions]
+    log = root.parent / f"jupyterlab-{port}.log"
     with log.open("w") as out:
-        server = subprocess.Popen(command, env=jupyter_environment, stdout=out, stderr=out)
+        server = subprocess.Popen(command, env=environment, stdout=out, stderr=out)
     try:
         _wait_for(port, server)
-        yield f"http://127.0.0.1:{port}", root
+        yield f"http://127.0.0.1:{port}"
     finally:
         server.terminate()
         server.wait(30)
         print(log.read_text())
+
+
+@pytest.fixture(scope="session")
+def _lab_server(tmp_path_factory, jupyter_environment, browser):
+    root = tmp_path_factory.mktemp("notebooks")
+    with serve(root, jupyter_environment, "lab") as url:
+        yield url, root
 
 
 def _wait_for(port: int, server: subprocess.Popen) -> None:
@@ -284,10 +318,9 @@ def present(page, course):
             told += line
             if line.startswith("Slides: "):
                 page.goto(line.split()[1])
-                notebook = Notebook(page, f"{lecture} slides")
+                page.wait_for_selector(".course-shown h1")
+                notebook = Notebook(page, f"{lecture} slides", wait=False)
                 notebook.told = told
-                page.wait_for_selector(".jp-Deck .jp-deck-mod-visible")
-                notebook.settle()
                 return notebook
         pytest.fail(f"present did not come to its slides:\n{told}")
 

@@ -44,9 +44,9 @@ def test_01_a_drawn_digit_is_classified(lab):
 
 
 def test_slides_with_a_live_widget(present):
-    notebook = present("02")
-    notebook.screenshot("title")
-    notebook.walk(until=".widget-hslider")
+    notebook = present("02").ready()
+    *_, step = notebook.walk(until=".widget-hslider")
+    assert step["overflow"] == 0
     notebook.move_slider()
     notebook.screenshot("widget")
-    notebook.walk()  # to the end, and no slide is blank
+    assert notebook.step()["overflow"] == 0

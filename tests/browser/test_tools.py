@@ -27,6 +27,8 @@ explorer(draw, power=ipywidgets.IntSlider(2, 1, 5, description="Power of x, a lo
 '''
 
 PAD = """\
+import torch
+
 def classify(x):
     figure = Figure(figsize=(3, 3), layout="constrained")
     figure.subplots().imshow(x[0, 0], cmap="gray", vmin=0, vmax=1)
@@ -35,7 +37,9 @@ def classify(x):
     rows = x[0, 0].any(1).nonzero()
     return file.getvalue(), f"This is {int(rows[-1] - rows[0]) + 1 if len(rows) else 0} pixels high"
 
-digit_pad(classify)
+images = torch.zeros(2, 1, 28, 28)
+images[1, 0, 8:20, 12:16] = 1
+digit_pad(classify, images)
 """
 
 BROKEN = """\
@@ -89,35 +93,83 @@ def test_explorer_and_pad_in_jupyterlab(lab, root):
     notebook.settle()
     assert canvas.evaluate(pixels) != drawn
     assert page.locator(".widget-html:visible", has_text="pixels high").count() == 0
+    slider = page.get_by_role("slider", name="or take test image")  # for those who cannot draw
+    slider.focus()
+    page.keyboard.press("ArrowRight")
+    page.get_by_text("This is 12 pixels high").wait_for()
     assert page.get_by_text("This picture could not be drawn. ValueError: eps is 0.3").is_visible()
     notebook.screenshot("page")
+
+
+def heading(page, name):
+    return page.get_by_role("heading", name=name)
 
 
 def test_slides_are_live(present, root):
     notebook = present("07", COURSE_LECTURES=str(root))
     page = notebook.page
-
-    def heading(name):
-        return page.get_by_role("heading", name=name)
-
+    assert heading(page, "A lecture about nothing").is_visible()
     notebook.screenshot("title")
-    assert heading("A lecture about nothing").is_visible()
     assert "Let them guess first (3 min)." in notebook.told
     assert page.locator(":text('Welcome everybody'):visible").count() == 0
+    notebook.ready()
     page.keyboard.press("ArrowRight")  # no click before: the slides hear the keys at once
-    heading("Play").wait_for()
+    assert heading(page, "Play").is_visible()
     notebook.move_slider()
     notebook.screenshot("play")
-    assert heading("Play").is_visible()  # the arrow key went to the slider, not to the slides
-    notebook.walk(until=".digit-pad")
-    assert heading("Draw").is_visible()
+    assert heading(page, "Play").is_visible()  # the arrow key went to the slider
+    *_, step = notebook.walk(until=".digit-pad")
+    assert heading(page, "Draw").is_visible() and step["overflow"] == 0
     notebook.draw_digit([(0.3, 0.2), (0.7, 0.2), (0.5, 0.75)])
     notebook.screenshot("draw")
-    notebook.walk()
-    assert heading("Broken").is_visible()
+    *_, last = notebook.walk()
+    assert heading(page, "Broken").is_visible() and last["at"] == 4
     notebook.screenshot("broken")
     page.keyboard.press("Escape")
     page.locator("#jp-menu-panel").wait_for()  # out of the slides: an ordinary JupyterLab
+
+
+def test_keys_of_the_slides(present, root):
+    notebook = present("07", COURSE_LECTURES=str(root))
+    page, press = notebook.page, notebook.page.keyboard.press
+    at = [notebook.step()["at"]]
+    for key in "ArrowRight PageDown Space ArrowDown PageDown".split():
+        press(key)
+        at.append(notebook.step()["at"])
+    assert at == [0, 1, 2, 3, 4, 4]  # and no further
+    at = []
+    for key in "PageUp ArrowLeft Shift+Space ArrowUp PageUp End Home".split():
+        press(key)
+        at.append(notebook.step()["at"])
+    assert at == [3, 2, 1, 0, 0, 4, 0]
+    before = notebook.cells()
+    for key in "abcdfhijklmnopqrstuvwxyz0123456789":  # JupyterLab's keys to edit a notebook
+        press(key)
+        press(f"Shift+{key}")
+    press("Delete")
+    press("Backspace")
+    press("Enter")
+    sources = [[cell["cell_type"], cell["source"]] for cell in notebook.cells()]
+    assert sources == [[cell["cell_type"], cell["source"]] for cell in before]
+    press("b")
+    dark = "getComputedStyle(document.body, '::after').backgroundColor === 'rgb(0, 0, 0)'"
+    assert page.evaluate(dark)
+    press("b")
+    assert not page.evaluate(dark)
+
+
+def test_a_cell_can_be_edited_and_run_on_a_slide(present, root):
+    notebook = present("07", COURSE_LECTURES=str(root)).ready()
+    page = notebook.page
+    *_, step = notebook.walk(until=".widget-hslider")
+    page.locator(".course-shown.jp-CodeCell .cm-content").first.click()
+    page.keyboard.press("Control+A")
+    page.keyboard.type("print('b is', 6 * 7)")
+    page.keyboard.press("Shift+Enter")
+    page.locator(".course-shown .jp-OutputArea-output", has_text="b is 42").wait_for()
+    assert notebook.step()["at"] == step["at"]
+    page.keyboard.press("PageDown")  # a clicker turns the page, wherever the focus is
+    assert notebook.step()["at"] == step["at"] + 1
 
 
 def test_lab_opens_the_first_lecture_of_the_working_copy(course_lab, root, tmp_path):

@@ -44,6 +44,15 @@ def test_working_copy_is_made_outside_the_course(course, copy):
     assert copy.read_text() == lecture() and names(copy) == [LECTURE]
 
 
+def test_notes_for_the_speaker_are_left_out(course):
+    notes = new_markdown_cell("Let them guess.", metadata={"slideshow": {"slide_type": "notes"}})
+    notebook = nbformat.reads(lecture(), as_version=4)
+    notebook.cells.insert(1, notes)
+    nbformat.write(notebook, course)
+    copy = lab.working_copy() / LECTURE
+    assert copy.read_text() == lecture()
+
+
 def test_an_untouched_copy_follows_the_course(course, copy, capsys):
     course.write_text(BETTER)
     assert lab.working_copy() == copy.parent

@@ -42,21 +42,38 @@ def slide(source, kind, make=new_markdown_cell, **keywords):
     return make(source, metadata=metadata, **keywords)
 
 
-def test_slides_of_a_notebook():
-    view = new_output("display_data", data={WIDGET_VIEW: {"model_id": "m"}})
-    cells = [slide("", kind, new_code_cell) for kind in ("slide", "notes", "-", "", "skip")]
-    cells += [slide("", None, new_code_cell, outputs=[view]), slide("", "fragment")]
-    slides.fit_to_slides(new_notebook(cells=cells))
-    kinds = [cell.metadata.get("slideshow", {}).get("slide_type") for cell in cells]
-    assert kinds == ["slide", "skip", None, None, "skip", None, "fragment"]
-    folded = [cell.metadata.get("jupyter", {}).get("source_hidden", False) for cell in cells]
-    assert folded == [False] * 5 + [True, False]
+@pytest.mark.parametrize(
+    ("folded", "tags", "source", "outputs"),
+    [
+        (False, [], "1 + 1", []),
+        (True, ["widget"], "explorer()", []),
+        (True, ["claims"], "claim('a', True)", []),
+        (True, [], "show()", [new_output("display_data", data={"image/png": ""})]),
+        (True, [], "table()", [new_output("execute_result", data={"text/markdown": ""})]),
+        (True, [], "show()", [new_output("display_data", data={WIDGET_VIEW: {}})]),
+        (False, [], "1 + 1", [new_output("execute_result", data={"text/plain": "2"})]),
+        (False, [], "a()\n" * 10, [new_output("stream", text="b\n" * 10)]),
+        (True, [], "a()\n" * 25, [new_output("stream", text="b\n" * 10)]),
+        (False, [], "a()\n" * 35, [new_output("stream", text="b\n" * 2)]),
+    ],
+)
+def test_code_is_folded_where_its_result_is_the_point(folded, tags, source, outputs):
+    cell = new_code_cell(source, metadata={"tags": tags}, outputs=outputs)
+    slides.fold(new_notebook(cells=[cell]))
+    assert cell.metadata.get("jupyter", {}).get("source_hidden", False) == folded
+
+
+def test_the_page_of_evidence_is_no_slide():
+    cell = slide("evidence_table()", "fragment", new_code_cell)
+    cell.metadata["tags"] = ["evidence"]
+    slides.fold(new_notebook(cells=[cell]))
+    assert cell.metadata["slideshow"]["slide_type"] == "skip"
 
 
 def test_speaker_notes_come_with_their_slides():
     cells = [
         slide("# Title\n\nand more", "slide"),
-        slide("Wait for quiet.", "notes"),
+        slide("**For the speaker.** Wait for quiet.", "notes"),
         slide("no heading", "fragment"),
         slide("Five minutes.\nThen on.", "notes"),
         slide("## Hidden", "skip"),

@@ -1,5 +1,6 @@
 """Widgets without a browser, which tests/browser/ has."""
 
+import gc
 import shutil
 import subprocess
 from pathlib import Path
@@ -144,13 +145,33 @@ def test_digit_pad_classifies_what_is_drawn():
 
     box = digit_pad(classify)
     pad, picture = box.children[1].children
-    assert picture.caption.layout.display == "none"  # nothing drawn yet
+    assert picture.layout.display == "none" and not seen  # nothing drawn yet
     pad.pixels = ink(blob(4, 12, 20, 3))
-    assert len(seen) == 2 and seen[-1].shape == (1, 1, 28, 28)
-    assert bytes(picture.image.value) == PNG + b"2"
-    assert picture.caption.layout.display is None and "This is a 1" in picture.caption.value
+    assert len(seen) == 1 and seen[-1].shape == (1, 1, 28, 28)
+    assert bytes(picture.image.value) == PNG + b"1"
+    assert picture.layout.display is None and "This is a 1" in picture.caption.value
     pad.pixels = [0] * 784
-    assert picture.caption.layout.display == "none"
+    assert picture.layout.display == "none" and len(seen) == 1
+
+
+def test_a_slider_puts_a_test_image_on_the_pad():
+    seen = []
+    examples = torch.stack([centre(blob(4, 9, 20, k + 3))[None] for k in range(3)])
+    box = digit_pad(lambda x: seen.append(x) or PNG, examples)
+    _, slider, row = box.children
+    slider.value = 2
+    assert row.children[0].pixels == ink(examples[2, 0])
+    assert torch.equal(seen[-1], examples[2:] * 255 // 1 / 255)
+
+
+def test_no_garbage_is_collected_while_a_picture_is_drawn():
+    collecting = []
+    box = explorer(lambda a: collecting.append(gc.isenabled()) or PNG, a=ipywidgets.IntSlider())
+    box.children[0].children[0].value = 5
+    assert collecting == [False, False] and gc.isenabled()
+    box.children[1].draw = lambda a: 1 / 0
+    box.children[0].children[0].value = 6
+    assert gc.isenabled()
 
 
 # --- the pad's part for the browser, which tests/browser drives

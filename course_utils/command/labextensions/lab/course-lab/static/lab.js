@@ -37,6 +37,13 @@
     for (const control of root.querySelectorAll(".noUi-handle, .jupyter-widgets select")) {
       control.setAttribute("aria-label", name(control) ?? "value");
     }
+    for (const editor of root.querySelectorAll(".jp-Cell .cm-content:not([aria-label])")) {
+      editor.setAttribute("aria-label", "source of this cell");
+    }
+    for (const cell of root.querySelectorAll("[role=feed] > .jp-Cell")) cell.role = "article";
+    for (const button of root.querySelectorAll("jp-button[aria-pressed=false]")) {
+      button.removeAttribute("aria-pressed"); // not allowed on this element
+    }
     for (const error of root.querySelectorAll(".jupyter-widgets-error-widget")) {
       if (error.textContent.includes("not found")) error.replaceWith(note());
     }

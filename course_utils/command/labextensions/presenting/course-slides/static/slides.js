@@ -79,21 +79,26 @@
     // Sizes change in bursts: images load, a widget answers, code is unfolded.
     later() {
       cancelAnimationFrame(this.frame);
-      this.frame = requestAnimationFrame(() => this.fit());
+      this.frame = requestAnimationFrame(() => this.sizes() !== this.fitted && this.fit());
     }
 
+    // Shows as many earlier parts of the slide as can be read, and as large as the window allows.
     fit() {
       if (!document.body.classList.contains("course-slides")) return;
       const screen = Math.min(innerWidth / DESIGNED[0], innerHeight / DESIGNED[1]);
-      let best = 0;
-      for (const groups of choices(this.steps[this.at])) {
-        const zoom = this.zoomFor(groups.flat(), screen);
-        if (zoom > best) [best, this.shown] = [zoom, groups.flat()];
-        if (best >= KEEP_ABOVE) break;
-      }
-      this.show(this.shown, best * screen);
+      const options = choices(this.steps[this.at]).map((groups) => groups.flat());
+      const fits = (cells, zoom) => this.show(cells, zoom * screen) <= 0;
+      this.shown = options.find((cells) => fits(cells, KEEP_ABOVE)) ?? options.at(-1);
+      const zoom = ZOOMS.find((zoom) => fits(this.shown, zoom)) ?? ZOOMS.at(-1);
+      this.show(this.shown, zoom * screen);
+      this.fitted = this.sizes();
       this.bar.firstChild.textContent = this.title();
       this.bar.lastChild.textContent = `${this.at + 1} / ${this.steps.length}`;
+    }
+
+    sizes() {
+      const cells = this.shown.map((i) => this.notebook.widgets[i].node);
+      return [innerWidth, innerHeight, ...cells.map((node) => node.offsetHeight)].join();
     }
 
     // The heading of the slide, where it is not in sight.
@@ -101,11 +106,6 @@
       const [first] = this.steps[this.at];
       if (this.shown.includes(first[0])) return "";
       return this.notebook.widgets[first[0]].node.querySelector("h1, h2, h3")?.firstChild.textContent;
-    }
-
-    // The largest zoom at which these cells fit the window, as a share of `screen`.
-    zoomFor(cells, screen) {
-      return ZOOMS.find((zoom) => this.show(cells, zoom * screen) <= 0) ?? ZOOMS.at(-1);
     }
 
     // Shows these cells only; returns how many pixels do not fit, in height or width.
@@ -192,7 +192,8 @@
           outputs.push({ output_type: type, ...output });
         }
       };
-      const { content } = await future.done;
+      const stopped = { ename: "the kernel stopped", evalue: "too little memory is the usual cause" };
+      const { content } = await future.done.catch(() => ({ content: { status: "error", ...stopped } }));
       cell.model.trusted = true; // widgets are shown in trusted cells only
       cell.model.outputs.fromJSON(outputs);
       cell.model.executionCount = content.execution_count;
