@@ -1,4 +1,4 @@
-"""Speed and memory beside the peers: ``make bench``, or ``python benchmarks/bench.py [attacks] [deepfool] [mine] [confuse] [training] [imports] [memory] [kernel]``.
+"""Speed and memory beside the peers: ``make bench``, or ``python benchmarks/bench.py [attacks] [deepfool] [mine] [confuse] [training] [imports] [memory] [kernel] [widgets]``.
 
 Everything that is compared runs in one process, in turns, several times over, and a ratio is taken within each turn: what else the machine
 does then weighs on all alike. Tables show the median ratio. Writes ``build/bench.json``; exits with 1 when a bar is missed.
@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import redraws
 import torch
 import torch.nn.functional as F
 from jupyter_client.manager import run_kernel
@@ -29,6 +30,7 @@ from course_utils.methods import mutual_information as mi
 from course_utils.methods.attacks import pgd, succeeded
 from course_utils.methods.boundary import deepfool as course_deepfool
 
+LATE_MS, SLOWEST_MS = 200, 400  # for 95 of 100 redraws, and for each
 TURNS = {"attacks": 7, "deepfool": 3, "mine": 3, "confuse": 7, "training": 3, "imports": 5}
 
 
@@ -453,6 +455,17 @@ def kernel() -> list[Row]:
     return [Row(what, value, "MB", "under 700 MB", value < 700, note)]
 
 
+def widgets() -> list[Row]:
+    """Milliseconds from a key to the picture, for every widget on its slide, in a browser; all cells of all lectures run before."""
+    rows = []
+    for what, median, late, most in redraws.measured(redraws.lectures()):
+        note = f"95 of 100 within {late:.0f} ms, the slowest {most:.0f} ms"
+        ok = late < LATE_MS and most < SLOWEST_MS
+        bar = f"{LATE_MS}, {SLOWEST_MS} ms"
+        rows.append(Row(f"a redraw in lecture {what}", median, "ms", bar, ok, note))
+    return rows
+
+
 SECTIONS = {
     "attacks": attacks,
     "deepfool": deepfool,
@@ -462,6 +475,7 @@ SECTIONS = {
     "imports": imports,
     "memory": memory,
     "kernel": kernel,
+    "widgets": widgets,
 }
 
 

@@ -41,6 +41,9 @@
       editor.setAttribute("aria-label", "source of this cell");
     }
     for (const cell of root.querySelectorAll("[role=feed] > .jp-Cell")) cell.role = "article";
+    for (const button of root.querySelectorAll(".jp-collapseHeadingButton:not([aria-label])")) {
+      button.setAttribute("aria-label", "fold this section");
+    }
     for (const button of root.querySelectorAll("jp-button[aria-pressed=false]")) {
       button.removeAttribute("aria-pressed"); // not allowed on this element
     }

@@ -1,0 +1,87 @@
+"""What a screen reader gets, and what axe finds, in JupyterLab, on a slide, on a widget."""
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_notebook
+
+from course_utils.command import notebooks
+
+pytestmark = pytest.mark.browser
+NAMED = "() => document.querySelectorAll('.jp-RenderedImage img[data-named]').length"
+
+
+def serious(page) -> list[str]:
+    """The serious and critical faults that axe finds, with an example of each."""
+    from axe_playwright_python.sync_playwright import Axe
+
+    return [
+        f"{fault['id']}: {fault['help']}: {fault['nodes'][0]['html'][:200]}"
+        for fault in Axe().run(page).response["violations"]
+        if fault["impact"] in ("serious", "critical")
+    ]
+
+
+@pytest.fixture
+def opened(lab):
+    return lab(notebooks.find(["03"])[0])
+
+
+def test_figures_have_their_alternative_texts_in_jupyterlab(opened):
+    page = opened.page
+    stored = [
+        output.metadata["image/png"]["alt"]
+        for cell in notebooks.code_cells(notebooks.read(notebooks.find(["03"])[0]))
+        for output in cell.outputs
+        if "image/png" in output.get("data", {})
+    ]
+    page.wait_for_function(f"({NAMED})() === {len(stored)}")
+    shown = page.locator(".jp-RenderedImage img").evaluate_all("images => images.map((i) => i.alt)")
+    assert shown == stored and min(map(len, stored)) > 20
+
+
+def test_a_widget_that_waits_for_a_run_says_so(opened):
+    note = opened.page.locator(".course-waits", has_text="Run All Cells")
+    assert note.count() == 1
+    opened.page.evaluate(
+        "() => { const cells = window.jupyterapp.shell.currentWidget.content.model.cells;"
+        " for (const cell of cells) if (cell.getMetadata('tags')?.includes('widget'))"
+        " cell.outputs.add({output_type: 'stream', name: 'stdout', text: 'here'}); }"
+    )
+    note.wait_for(state="detached")
+
+
+def test_axe_finds_nothing_serious_in_jupyterlab(opened):
+    opened.page.wait_for_function(f"({NAMED})() > 0")
+    assert not serious(opened.page)
+
+
+def test_axe_finds_nothing_serious_on_widgets_and_sees_what_is_wrong(lab, tmp_path):
+    source = """
+import ipywidgets, torch
+from course_utils.lesson import plots
+from course_utils.lesson.widgets import digit_pad, explorer
+
+def draw(**values):
+    \"\"\"Two axes.\"\"\"
+    return plots.to_png(plots.subplots()[0])
+
+display(explorer(draw, a=ipywidgets.IntSlider(), b=ipywidgets.Dropdown(options=[1, 2]), c=ipywidgets.Checkbox()))
+display(digit_pad(draw, torch.rand(3, 1, 28, 28)))
+"""
+    path = tmp_path / "widgets.ipynb"
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    nbformat.write(new_notebook(cells=[new_code_cell(source)], metadata=kernel), path)
+    page = lab(path).run_all().page
+    assert page.get_by_role("slider", name="a", exact=True).count() == 1
+    assert page.get_by_role("img", name="Two axes.").count() == 1
+    assert not serious(page)
+    page.evaluate("document.querySelector('.widget-dropdown select').ariaLabel = ''")
+    page.evaluate("document.body.insertAdjacentHTML('beforeend', '<img src=data:,>')")
+    assert any(fault.startswith("image-alt") for fault in serious(page))
+
+
+def test_axe_finds_nothing_serious_on_slides(present):
+    notebook = present("03")
+    for step in notebook.walk():
+        if step["at"] % 7 == 0:  # axe takes seconds
+            assert not serious(notebook.page), step
