@@ -2,18 +2,16 @@
 
 import math
 import os
-import shutil
 import statistics
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from course_utils.command import notebooks
+from course_utils.command import notebooks, pages
 from course_utils.core import files
 
 REDRAWS = 60
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 # To the right and back in turns; a slider at its right end goes left first.
 REDRAW = """async ([handle, image, turn]) => {
     const full = Number(handle.ariaValueNow) >= Number(handle.ariaValueMax);
@@ -62,10 +60,9 @@ def measured(lectures: list[str]) -> Iterator[tuple[str, float, float, float]]:
     """For each widget: lecture and cell; median, 95th percentile and maximum in milliseconds."""
     from playwright.sync_api import sync_playwright
 
-    executable = next(filter(None, map(shutil.which, BROWSERS)))
     with sync_playwright() as playwright:
         chromium = playwright.chromium.launch(
-            executable_path=executable, args=["--no-sandbox", "--disable-gpu"]
+            executable_path=pages.browser(), args=["--no-sandbox", "--disable-gpu"]
         )
         for lecture in lectures:
             with presented(lecture) as address:

@@ -21,7 +21,9 @@ LECTURES = sorted((ROOT / "lectures").glob("*.ipynb"))
 def nbval(path: Path) -> subprocess.CompletedProcess:
     with tempfile.TemporaryDirectory() as state:
         options = {"environment": notebooks.kernel_environment(state), "seconds": 1200}
-        return notebooks.nbval(path, **options, capture_output=True, text=True)
+        return notebooks.nbval(
+            path, **options, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
 
 
 @pytest.mark.slow

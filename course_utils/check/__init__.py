@@ -45,6 +45,7 @@ def progress() -> None:
         done = solved()
     except (OSError, ValueError) as error:  # ValueError: no folder is named
         files.say(f"(Your progress cannot be read: {error}.)")
+    width = max(map(len, EXERCISES))
     for name, item in EXERCISES.items():
-        files.say(f"{'●' if name in done else '○'} {item.lecture}  {name:20} {item.title}")
+        files.say(f"{'●' if name in done else '○'} {item.lecture}  {name:{width}} {item.title}")
     files.say(f"{len(done.keys() & EXERCISES.keys())} of {len(EXERCISES)} solved")

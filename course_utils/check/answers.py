@@ -151,7 +151,8 @@ def expect_like(answer, right, learns: bool) -> None:
 def expect_tensor(answer, shape: tuple[int, ...], name: str = "the result") -> None:
     if isinstance(answer, tuple) and hasattr(answer, "values"):
         raise NotYet(
-            "max(…) along a dimension gives a pair, values and indices: take .values, or use amax."
+            "max(…) or the like along a dimension gives a pair, values and indices: "
+            "take .values, or use amax."
         )
     number = isinstance(answer, int | float) or isinstance(answer, Tensor) and answer.dim() == 0
     if len(shape) == 1 and number and name == "the result":

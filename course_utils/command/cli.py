@@ -14,7 +14,7 @@ from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
-from course_utils.command import notebooks
+from course_utils.command import notebooks, stopping
 from course_utils.core import files
 
 Options = argparse.Namespace
@@ -30,22 +30,34 @@ def main(arguments: list[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="plain")  # a pipe on Windows may not know ✔
+    stopping.answer_ctrl_c()
     parser = make_parser()
     options, rest = parser.parse_known_args(arguments)
     if rest and options.command not in (open_lab, present):
         parser.error(f"unknown: {' '.join(rest)}")
     options.rest = [argument for argument in rest if argument != "--"]
     try:
+        if options.command in (run, refresh, test_gpu, write_results):
+            import_torch()
         return options.command(options)
     except BrokenPipeError:  # the reader, such as head, has all that it wants
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except (ValueError, OSError) as error:
+    except ValueError as error:
         say(f"course: {error}", error=True)
-        return 2 if isinstance(error, ValueError) else 1
+        return 2
+    except OSError as error:
+        say(f"course: {files.in_words(error)}", error=True)
+        return 1
     except KeyboardInterrupt:
         say("\nstopped", error=True)
         return 130
+
+
+def import_torch() -> None:
+    """Imports PyTorch, which aborts where Ctrl-C comes in the midst of it."""
+    with stopping.held(), suppress(Exception):  # the command says what is wrong
+        import torch  # noqa: F401
 
 
 def say(text: str, *, error: bool = False) -> None:
@@ -117,12 +129,15 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--record", action="store_true", help=text)
     text = "folder for the executed notebooks and pages; default: build/lectures"
     parser.add_argument("--out", metavar="DIR", help=text)
+    text = "print the pages as PDF too; needs Chromium or Chrome"
+    parser.add_argument("--pdf", action="store_true", help=text)
 
 
 # --- running the lectures
 
 
 def run(options: Options) -> int:
+    from course_utils.command import pages
     from course_utils.core import runtime
 
     scale = options.scale or runtime.scale()
@@ -136,22 +151,29 @@ def run(options: Options) -> int:
     if options.out:
         out = files.folder("--out", options.out)
     files.check_writable("--out", out)
+    if options.pdf:
+        pages.browser()  # else it would be missed after the run
     engine = choose_engine(options, paths, str(runtime.device()))
 
     def store(notebook, path: Path, outcome) -> None:
-        notebooks.export(notebook, path, out)
+        facts = {"seconds": outcome.seconds, "error": outcome.error}
+        notebook.metadata.setdefault("course", {}).update(facts)
+        pages.export(notebook, path, out, paths)
 
     started = time.monotonic()
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as state:
         environment = run_environment(state, scale, options.record)
         outcomes = run_all(paths, environment, scale, store, engine)
-    remarks = [f"{scale} scale; notebooks and pages to read in {out}"]
+    remarks = [f"{scale} scale; notebooks and pages to read: {out / 'index.html'}"]
     if engine.parallel:
         from course_utils.command import cluster
 
         seconds = [outcome.seconds for outcome in outcomes]
         remarks.insert(0, cluster.summary(seconds, time.monotonic() - started))
     status = report(outcomes, "\n".join(remarks))
+    pages.write_index(out)
+    for path in paths if options.pdf else []:
+        pages.print_pdf(out / pages.page_of(path))
     if options.record:
         write_page()
     return status
@@ -169,12 +191,23 @@ def run_environment(state: str, scale: str, record: bool, **variables: str) -> d
 
     Raises ``ValueError`` where kernels or tables have no folder: before hours of computing.
     """
-    notebooks.jupyter_dir()
+    notebooks.check_jupyter()
+    if "COURSE_CACHE" not in variables:
+        warn_of_cache()
     if record:
         files.check_writable("COURSE_RESULTS", files.results_dir())
     if record and scale == "full":
         variables["COURSE_RECORD"] = "1"
     return notebooks.kernel_environment(state, COURSE_SCALE=scale, **variables)
+
+
+def warn_of_cache() -> None:
+    """Says that trained weights cannot be kept; a classroom's cache may be for reading only."""
+    place = files.cache_dir()
+    try:
+        files.check_writable("COURSE_CACHE", place)
+    except ValueError as error:
+        say(f"{error} Until then every lecture trains what it does not find there.")
 
 
 def refresh(options: Options) -> int:
@@ -218,7 +251,8 @@ def run_all(
             if notebook is not None:
                 store(notebook, path, outcome)
         except Exception as error:  # such as a full disk; the other lectures still run
-            reason = str(error).partition("\n")[0]
+            reason = files.in_words(error) if isinstance(error, OSError) else str(error)
+            reason = reason.partition("\n")[0]
             outcome.error = f"{outcome.error}\nit could not be stored: {reason}".lstrip()
         if outcome.error:
             error = outcome.error.replace("\n", "\n  ")
@@ -400,9 +434,10 @@ def scales_to_test(record: bool) -> list[str]:
 
 def write_results(options: Options) -> int:
     if not options.check:
+        files.check_writable("COURSE_RESULTS", files.results_dir())
         write_page()
         return 0
-    stale = [path for path, content in pages().items() if not holds(path, content)]
+    stale = [path for path, content in result_pages().items() if not holds(path, content)]
     for path in stale:
         say(f"{path} is stale; run `course results`")
     if not stale:
@@ -410,7 +445,7 @@ def write_results(options: Options) -> int:
     return int(bool(stale))
 
 
-def pages() -> dict[Path, bytes]:
+def result_pages() -> dict[Path, bytes]:
     """What `course results` writes: the page of tables, its picture, the page of claims."""
     from course_utils.lesson import results
 
@@ -428,7 +463,7 @@ def holds(path: Path, content: bytes) -> bool:
 
 
 def write_page() -> None:
-    for path, content in pages().items():
+    for path, content in result_pages().items():
         files.write_atomic(path, content)
     say(f"wrote {files.results_dir() / 'README.md'}")
 
@@ -436,7 +471,7 @@ def write_page() -> None:
 def check_setup(options: Options) -> int:
     from course_utils.command import doctor
 
-    problems = doctor.report(where=True, say=say)
+    problems = doctor.count_problems(where=True, say=say)
     with suppress(ImportError, OSError, ValueError):  # the report names what is wrong
         from course_utils.core import download
 

@@ -9,6 +9,7 @@ import hashlib
 import heapq
 import logging
 import os
+import subprocess
 import sys
 import tempfile
 import time
@@ -17,10 +18,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib.util import find_spec
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
-from course_utils.command import notebooks
+from course_utils.command import notebooks, stopping
 from course_utils.core import download, files
 from course_utils.lesson import parallel
 
@@ -34,6 +36,8 @@ PIECE = 32_000_000  # bytes of weights in one message
 FETCH_SECONDS = 60  # longest wait for the result of a task that is done
 MOST_DEATHS = 3  # of a lecture's workers
 MANY_CORES = 16  # of the projection
+# Else each worker shows a traceback at Ctrl-C
+DEAF = "from course_utils.command import stopping; stopping.leave_to_parent()"
 CURE = "pip install -e '.[cluster]'"
 
 
@@ -169,8 +173,9 @@ def tested(lecture: Lecture) -> Done:
     path, environment = unpacked(lecture)
     started = time.monotonic()
     options = {"environment": environment, "seconds": lecture.seconds}
-    done = notebooks.nbval(path, **options, capture_output=True, encoding="utf-8", errors="replace")
-    outcome = Tested(time.monotonic() - started, done.returncode, done.stdout + done.stderr)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    done = notebooks.nbval(path, **options, **pipes, encoding="utf-8", errors="replace")
+    outcome = Tested(time.monotonic() - started, done.returncode, done.stdout)
     return Done(outcome, "", new_records(lecture, environment))
 
 
@@ -256,8 +261,12 @@ def finished(
         run = Run(client, engine, environment)
         for lecture, done in run.tasks(function, lectures, running):
             if isinstance(done, Done):
-                for name, content in done.records.items():
-                    files.write_atomic(results / name, content)
+                try:
+                    for name, content in done.records.items():
+                        files.write_atomic(results / name, content)
+                except OSError as error:  # hours of computing are not lost, nor other lectures
+                    files.say(f"{results / name} should hold\n{content.decode()}")
+                    done = OSError(f"its records could not be stored: {files.in_words(error)}")
             yield by_stem[lecture.stem], done
         run.forget()
 
@@ -278,16 +287,21 @@ def connected(engine: Engine) -> Iterator:
         stack.enter_context(quiet_log())
         if not engine.scheduler:
             folder = tempfile.TemporaryDirectory(prefix="course-", ignore_cleanup_errors=True)
-            cluster = LocalCluster(
+            options = dict(
                 n_workers=engine.jobs,
                 threads_per_worker=1,
                 host="127.0.0.1",
                 memory_limit=0,  # it would count the worker alone, not the task's process
                 dashboard_address=None,
                 local_directory=stack.enter_context(folder),
+                preload=DEAF,
                 silence_logs=logging.CRITICAL,
             )
-            yield stack.enter_context(Client(stack.enter_context(cluster)))
+            if os.name == "posix":
+                resource_tracker.ensure_running()  # in the block it would let Ctrl-C through
+            with stopping.held():
+                client = Client(stack.enter_context(LocalCluster(**options)))
+            yield stack.enter_context(client)
             return
         try:
             client = Client(engine.scheduler, timeout=CONNECT_SECONDS)

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable
+from importlib.util import find_spec, module_from_spec
 
 from course_utils.command import notebooks
 from course_utils.core import files
@@ -32,14 +33,28 @@ Found = tuple[str, str]
 def torch_facts() -> dict:
     """Versions; fails, perhaps with a crash, if torch and torchvision do not fit."""
     import torch
-    import torchvision
-    from torchvision.ops import nms
 
-    nms(torch.zeros(1, 4), torch.zeros(1), 0.5)
+    import_torchvision()
+    from torchvision.version import __version__ as torchvision_version
+
+    torch.ops.torchvision.nms(torch.zeros(1, 4), torch.zeros(1), 0.5)
     return {
-        "pair": f"torch {torch.__version__} with torchvision {torchvision.__version__}",
+        "pair": f"torch {torch.__version__} with torchvision {torchvision_version}",
         "cuda build": torch.version.cuda,
     }
+
+
+def import_torchvision() -> None:
+    """Imports what the course needs of torchvision, its operators and data sets.
+
+    Leaves out its ``__init__``, which takes more than a second for its networks.
+    """
+    try:
+        sys.modules["torchvision"] = module_from_spec(find_spec("torchvision"))
+        from torchvision import datasets, extension  # noqa: F401
+    except Exception:  # of another release, or broken: then this says how
+        del sys.modules["torchvision"]
+        import torchvision  # noqa: F401
 
 
 def device_facts() -> dict:
@@ -100,30 +115,39 @@ def probe() -> None:
 
 
 @functools.cache
-def run_probe() -> dict:
-    """The answers of the child process."""
+def start_probe() -> subprocess.Popen:
+    """The child process. Started early, it imports PyTorch while other checks run."""
     code = "from course_utils.command import doctor; doctor.probe()"
     environment = os.environ | {"PYTHONPATH": notebooks.put_first(files.ROOT, "PYTHONPATH")}
+    return subprocess.Popen(
+        [sys.executable, "-P", "-c", code],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
+    )
+
+
+@functools.cache
+def run_probe() -> dict:
+    """The answers of the child process."""
+    child = start_probe()
     try:
-        done = subprocess.run(
-            [sys.executable, "-P", "-c", code],
-            env=environment,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=PROBE_SECONDS,
-        )
+        stdout, stderr = child.communicate(timeout=PROBE_SECONDS)
     except subprocess.TimeoutExpired:
+        child.kill()
+        child.communicate()
         problem = (
             f"importing torch took more than {PROBE_SECONDS // 60} minutes. "
             "Is the disk very slow? Try once more."
         )
         return {"torch": (None, problem)}
-    if done.returncode == 0:
-        return json.loads(done.stdout.splitlines()[-1])
-    reason = f"exit status {done.returncode}"
-    if done.stderr.strip():
-        reason = done.stderr.strip().splitlines()[-1]
+    if child.returncode == 0:
+        return json.loads(stdout.splitlines()[-1])
+    reason = f"exit status {child.returncode}"
+    if stderr.strip():
+        reason = stderr.strip().splitlines()[-1]
     problem = (
         f"{installed('torch')} and {installed('torchvision')} do not work together ({reason}). "
         f"Each torchvision belongs to one torch. Cure: {REINSTALL_TORCH}"
@@ -222,11 +246,12 @@ def data() -> Found:
 def widgets() -> Found:
     import anywidget
     import ipywidgets
-    import jupyterlab
 
+    if find_spec("jupyterlab") is None:  # more than a second to import
+        raise ImportError("there is no module jupyterlab")
     found = (
         f"ipywidgets {ipywidgets.__version__}, anywidget {anywidget.__version__}, "
-        f"JupyterLab {jupyterlab.__version__}"
+        f"JupyterLab {importlib.metadata.version('jupyterlab')}"
     )
     return found, ""
 
@@ -273,17 +298,18 @@ def lectures() -> Found:
     return str(len(notebooks.find([]))), str(files.lectures_dir())
 
 
+# Those that wait for the child process come last
 CHECKS: dict[str, Callable[[], Found]] = {
     "Python": python,
     "Packages": packages,
+    "Widgets": widgets,
+    "Disk": disk,
+    "Lectures": lectures,
     "PyTorch": torch_pair,
     "Device": device,
     "Scale": scale,
     "Data": data,
-    "Widgets": widgets,
     "Folders": folders,
-    "Disk": disk,
-    "Lectures": lectures,
 }
 
 
@@ -298,9 +324,16 @@ def examine(check: Callable[[], Found], where: bool) -> tuple[bool, str]:
     return True, text
 
 
-def report(*, where: bool = False, say: Callable[[str], None] = files.say) -> int:
+def report() -> None:
+    """Prints one line per check and how many problems there are, for a notebook."""
+    count_problems(where=False, say=files.say)
+
+
+def count_problems(*, where: bool, say: Callable[[str], None]) -> int:
     """Prints one line per check, with ``where`` the folders too; returns the number of problems."""
-    run_probe.cache_clear()
+    for answers in (start_probe, run_probe):
+        answers.cache_clear()
+    start_probe()
     problems = 0
     for name, check in CHECKS.items():
         good, text = examine(check, where)

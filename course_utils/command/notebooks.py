@@ -1,16 +1,18 @@
 """The lectures as files: finds them, reads them, checks them with nbval, writes them.
 
-Imports nbformat and nbconvert only where they are used: they take seconds.
+Imports nbformat only where it is used: it takes a second.
 """
 
 import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from course_utils.command import stopping
 from course_utils.core import files
 
 if TYPE_CHECKING:
@@ -155,26 +157,24 @@ def nbval(
 ) -> subprocess.CompletedProcess:
     """Runs a notebook under nbval, which compares the cells tagged nbval-check-output: the claims.
 
-    ``seconds`` limits each cell; ``options`` go to ``subprocess.run``. Neither other pytest plugins
-    nor the project's pytest settings apply, because their time limit is meant for tests.
+    ``seconds`` limits each cell; ``options`` go to ``subprocess.Popen``. Neither other pytest
+    plugins nor the project's pytest settings apply, because their time limit is meant for tests.
     """
     arguments = ["-p", "nbval.plugin", "-p", "no:cacheprovider", "-o", "addopts="]
+    arguments += ["-p", stopping.__name__]
     arguments += ["-W", "ignore::pytest.PytestConfigWarning", "--nbval-lax", "--nbval-current-env"]
     arguments += [f"--nbval-cell-timeout={seconds}"]
     arguments += [f"--nbval-sanitize-with={files.ROOT / 'tests' / 'nbval_sanitize.cfg'}"]
     command = [sys.executable, "-m", "pytest", *arguments, str(path)]
     environment = environment | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
-    return subprocess.run(command, cwd=files.ROOT, env=environment, **options)
-
-
-def export(notebook: "NotebookNode", path: Path, out: Path) -> None:
-    """Writes the executed notebook and an HTML page into ``out``, both named like ``path``."""
-    from nbconvert import HTMLExporter
-
-    write(notebook, out / path.name)
-    resources = {"metadata": {"name": path.stem}}
-    html, _ = HTMLExporter().from_notebook_node(notebook, resources=resources)
-    files.write_atomic(out / f"{path.stem}.html", html)
+    child = subprocess.Popen(command, cwd=files.ROOT, env=environment, **options)
+    try:
+        told = child.communicate()
+    except KeyboardInterrupt:
+        child.send_signal(signal.SIGINT)  # a terminal has done so, a supervisor may not
+        child.wait()  # until it has ended its kernel
+        raise
+    return subprocess.CompletedProcess(command, child.returncode, *told)
 
 
 def tidy(notebook: "NotebookNode") -> None:

@@ -1,6 +1,7 @@
 """Runs a lecture headless, in a kernel of its own, and reports how it went."""
 
 import asyncio
+import html
 import re
 import signal
 import subprocess
@@ -17,7 +18,7 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 from nbformat import NotebookNode
 
-from course_utils.command import notebooks
+from course_utils.command import notebooks, stopping
 
 SHOWN_LINES = 6  # of a cell that fails
 
@@ -28,6 +29,10 @@ class ThisPython(AsyncKernelManager):
     @property
     def kernel_spec(self) -> KernelSpec:
         return KernelSpec(resource_dir=RESOURCES, **get_kernel_dict())
+
+    async def start_kernel(self, **options) -> None:
+        restore_signals()
+        await super().start_kernel(**options)
 
 
 @dataclass
@@ -87,7 +92,6 @@ def execute(
         coalesce_streams=True,
         kernel_manager_class=ThisPython,
         resources={"metadata": {"path": str(path.parent)}},
-        on_notebook_start=restore_signals,
         on_cell_execute=begin,
     )
     started = time.monotonic()
@@ -126,7 +130,7 @@ def excerpt(source: str) -> list[str]:
     return [f"    | {line}" for line in lines]
 
 
-def restore_signals(notebook: NotebookNode) -> None:
+def restore_signals() -> None:
     """Removes nbclient's signal handlers, so that Ctrl-C stops the whole run.
 
     With them Ctrl-C ends the kernel only, which looks like a lecture that fails.
@@ -136,6 +140,7 @@ def restore_signals(notebook: NotebookNode) -> None:
     loop = asyncio.get_running_loop()
     loop.remove_signal_handler(signal.SIGINT)
     loop.remove_signal_handler(signal.SIGTERM)
+    stopping.answer_ctrl_c()
 
 
 def widget_errors(states: dict[str, dict]) -> list[str]:
@@ -150,5 +155,5 @@ def widget_errors(states: dict[str, dict]) -> list[str]:
                 errors.append(f"a widget shows: {output['ename']}: {output['evalue']}")
         value = str(state.get("value", ""))
         if "could not be drawn." in value:
-            errors.append("a widget shows: " + re.sub("<.*?>", "", value))
+            errors.append("a widget shows: " + html.unescape(re.sub("<.*?>", "", value)))
     return errors

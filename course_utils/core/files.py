@@ -4,10 +4,13 @@ One environment variable names each folder. Empty counts as unset; blanks alone 
 """
 
 import codecs
+import errno
+import glob
 import os
 import re
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -18,6 +21,10 @@ FOLDERS = ("COURSE_DATA", "COURSE_CACHE", "COURSE_STATE", "COURSE_LECTURES", "CO
 LITERAL = re.compile(
     r"""^['`‘’\s]|['`‘’\s]$|["“”„\x00-\x1f\x7f\ufeff]|\$[A-Za-z_({]|%[A-Za-z_]\w*%"""
 )
+TRIAL_BYTES = 1_000_000  # a notebook with its figures takes about as much
+FULL = (errno.ENOSPC, errno.EDQUOT)
+FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
+STALE_SECONDS = 3600  # no write takes as long
 
 
 def folder(name: str, value: str) -> Path:
@@ -66,15 +73,30 @@ def environment(**variables: str) -> dict[str, str]:
 
 
 def check_writable(name: str, place: Path, mode: int = 0o777) -> None:
-    """Makes the folder ``place``; refuses one that cannot be written. ``name`` says whose it is."""
+    """Makes the folder ``place``; refuses one that cannot be written, or whose disk is full.
+
+    ``name`` is the variable or option that names it.
+    """
     try:
         place.mkdir(mode, parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=place):
-            pass
+        with tempfile.TemporaryFile(dir=place) as file:
+            file.write(bytes(TRIAL_BYTES))
+            file.flush()
+            os.fsync(file.fileno())  # some file systems look for room no earlier
     except OSError as error:
+        room = "Make room there, or set" if error.errno in FULL else "Set"
         raise ValueError(
-            f"{place} cannot be written ({error.strerror}). Set {name} to a folder of your own."
+            f"{place} cannot be written ({error.strerror}). {room} {name} to a folder of your own."
         ) from error
+
+
+def in_words(error: OSError) -> str:
+    """What failed, and the cure where a person has one."""
+    if error.errno in FULL:
+        return f"{error}. Make room there, or name another folder."
+    if error.errno in FORBIDDEN:
+        return f"{error}. Give yourself the right to use it, or name a folder of your own."
+    return str(error)
 
 
 def user_dirs():
@@ -141,6 +163,7 @@ def write_atomic(path: Path, content: bytes | str) -> None:
     """Writes ``content`` so that another process sees the old file or the whole new one."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    sweep(path)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
@@ -152,3 +175,11 @@ def write_atomic(path: Path, content: bytes | str) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def sweep(path: Path) -> None:
+    """Removes what killed processes left of earlier writes of ``path``."""
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.{8 * '?'}"):  # as mkstemp names it
+        with suppress(OSError):  # another process was faster, or may do what this one may not
+            if time.time() - leftover.stat().st_mtime > STALE_SECONDS:
+                leftover.unlink()

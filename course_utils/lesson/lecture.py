@@ -8,6 +8,7 @@ import torch
 from course_utils.core import files, runtime
 from course_utils.lesson import plots
 from course_utils.lesson.evidence import Comparison
+from course_utils.lesson.result_tables import verbatim
 
 CLAIMS: dict[str, list[Comparison]] = {}  # text -> what it rests on, in the order of the lecture
 
@@ -73,7 +74,7 @@ def evidence_table():
         "|:--|:--|--:|--:|:--|--:|",
     ]
     for text, comparisons in CLAIMS.items():
-        first = text.replace("|", r"\|")
+        first = verbatim(text)
         for cells in [part.cells for part in comparisons] or [("read off", "", "", "", "")]:
             lines.append(f"| {' | '.join([first, *cells])} |")
             first = ""

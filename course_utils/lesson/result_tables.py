@@ -5,13 +5,16 @@ stand in a matrix: ``{"rows": {key: label}, "columns": {key: label}, "title": �
 in row ``r`` and column ``c`` is the row ``r_c`` of the table.
 """
 
+import html
 import math
+import re
 import statistics
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 Value = float | list[float]  # a list holds one number per seed
 MOST_NAMES = 4  # of rows that share a reason
+MARKUP = r"[\\`*_\[\]|~$]"  # what Markdown, tables and mathematics are made with
 
 
 @dataclass(frozen=True)
@@ -21,6 +24,17 @@ class Source:
     name: str
     short: str
     values: Mapping[str, Value | str]
+
+
+def verbatim(text: str) -> str:
+    """Returns Markdown that shows ``text`` from data as it is, on one line: no markup, no maths."""
+
+    def entity(match: re.Match) -> str:
+        coded = f"&#{ord(match[0])};"
+        # in an element of its own, as MathJax looks for $…$ and \(…\) in what is shown
+        return f"<span>{coded}</span>" if match[0] in "$\\" else coded
+
+    return re.sub(MARKUP, entity, html.escape(" ".join(text.split()), quote=False))
 
 
 def record_command(table_id: str) -> str:

@@ -76,7 +76,7 @@ class Table:
 
     def _repr_markdown_(self) -> str:
         found = recorded(self.table_id) or {"values": {}}
-        name = f"your run ({runtime.scale()}, {self.data})"
+        name = f"your run ({runtime.scale()}, {result_tables.verbatim(self.data)})"
         yours = result_tables.Source(name, "yours", self.yours)
         spec = tables()[self.table_id]
         lines = result_tables.lecture_lines(self.table_id, spec, yours, found["values"])

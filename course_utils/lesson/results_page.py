@@ -149,7 +149,7 @@ def origin(run: dict) -> list[str]:
     """Returns a paragraph on a record's provenance, which says what the record lacks."""
     parts = [
         f"`{run['command']}`" if "command" in run else "",
-        f"{run['scale']} scale on {run['data']}",
+        f"{run['scale']} scale on {result_tables.verbatim(run['data'])}",
         f"checksum {run['checksum']}" if run.get("checksum") else "",
         sizes(run),
         seeds(run),

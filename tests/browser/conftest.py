@@ -19,11 +19,11 @@ import pytest
 
 from course_utils.command import slides
 from course_utils.command.lab import EXTENSIONS
+from course_utils.command.pages import BROWSERS
 from course_utils.core.files import ROOT
 
 SCREENSHOTS = ROOT / "build" / "screenshots"
 LECTURE_MINUTES = 20  # a lecture takes a few on an idle machine
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 QUIET = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync"
 CONTENT = "() => window.jupyterapp.shell.currentWidget.content."
 KERNEL = "() => window.jupyterapp.shell.currentWidget.sessionContext.session.kernel."

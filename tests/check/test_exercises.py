@@ -249,6 +249,19 @@ def test_the_gradient_counts_where_it_is_asked_for(say):
     assert "x. Is there a no_grad" in say(learns, lambda x: (2 * x).detach())
 
 
+@pytest.mark.parametrize(
+    "answer",
+    [
+        lambda x: x.max(0) / 2,
+        lambda x: -x[None].sort(1),
+        lambda x: x[None].max(1)[:, None],
+        lambda x: x[None].topk(2).abs(),
+    ],
+)
+def test_a_pair_of_values_and_indices_is_explained(say, answer):
+    assert "give a pair, values and indices: take .values" in say(toy(), answer)
+
+
 def test_properties_come_first_and_see_the_checked_answer(say):
     def positive(answer):
         if answer(torch.tensor([1.0])) < 0:
@@ -282,7 +295,7 @@ def test_a_solution_does_not_count_as_progress(say, state):
     def fgsm_solution(*arguments):
         return FGSM.right(*arguments)
 
-    assert say(FGSM, fgsm_solution).startswith("● ")
+    assert say(FGSM, fgsm_solution) == f"● the solution of fgsm is right. {FGSM.title}.\n"
     assert check.solved() == {}
     assert not state.exists()
 
@@ -308,6 +321,7 @@ def test_progress_shows_the_ladder(say, capsys):
     say(FGSM, FGSM.right)
     check.progress()
     *lines, last = capsys.readouterr().out.splitlines()
+    assert len({line.index(item.title) for line, item in zip(lines, EXERCISES, strict=True)}) == 1
     assert [line.split()[2] for line in lines] == list(check.EXERCISES)
     assert [line.split()[2] for line in lines if line.startswith("●")] == ["fgsm"]
     assert last == f"1 of {len(check.EXERCISES)} solved"

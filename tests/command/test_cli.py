@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import time
 from types import SimpleNamespace
 
 import nbformat
+import psutil
 import pytest
 
 from course_utils.command import cli, cluster, lab, notebooks, runner, slides
@@ -76,7 +78,8 @@ def test_run_executes_counts_claims_and_writes_pages(good, lecture, course, tmp_
     for stem, kept in (("03_tiny", "2 of 2"), ("04_tiny", "2 of 2"), ("all", "4 of 4")):
         assert has_row(told, stem, r"\d+ s", f"{kept} kept")
     out = tmp_path / "out"
-    assert told.endswith(f"\nquick scale; notebooks and pages to read in {out}\n")
+    assert told.endswith(f"\nquick scale; notebooks and pages to read: {out / 'index.html'}\n")
+    assert 'href="03_tiny.html"' in (out / "index.html").read_text(encoding="utf-8")
     assert "hello" in (out / "03_tiny.html").read_text(encoding="utf-8")
     assert stored_text(out / "03_tiny.ipynb") == "hello\n"
     assert good.read_bytes() == before
@@ -148,20 +151,51 @@ def test_run_uses_this_interpreter_and_the_lectures_folder(lecture, course, tmp_
 
 @pytest.mark.slow
 @posix_only
-def test_ctrl_c_stops_the_whole_run(lecture, tmp_path):
-    lecture("03", "import time\nopen('started', 'w').close()\ntime.sleep(60)")
-    lecture("04", "open('next', 'w').close()")
-    command, folder = (
-        [*COMMAND, "run", "--jobs=1", "--out", str(tmp_path / "out")],
-        tmp_path / "lectures",
-    )
-    child = subprocess.Popen(command, cwd=files.ROOT, stderr=subprocess.PIPE, text=True)
+@pytest.mark.parametrize("times", [1, 2])
+@pytest.mark.parametrize(
+    "command", ["run --jobs=1 --out={out}", "run --jobs=2 --out={out}", "test-gpu --jobs=1"]
+)
+def test_ctrl_c_stops_the_whole_run(lecture, tmp_path, env, command, times):
+    """Pressed again, it does not disturb the clean-up."""
+    env(SCALE="quick", DEVICE="cpu")
+    body = f"import os, time\nopen('{tmp_path}/{{}}', 'w').write(str(os.getpid()))\ntime.sleep(60)"
+    kernels = [tmp_path / "03", tmp_path / "04"]
+    for kernel in kernels:
+        lecture(kernel.name, body.format(kernel.name))
+    awaited = kernels if "jobs=2" in command else kernels[:1]
+    options = {"cwd": files.ROOT, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    arguments = command.format(out=tmp_path / "out").split()
+    child = subprocess.Popen([*COMMAND, *arguments], start_new_session=True, **options)
     deadline = time.monotonic() + 60
-    while not (folder / "started").exists() and time.monotonic() < deadline:
+    while not all(path.exists() and path.read_text() for path in awaited):
+        assert time.monotonic() < deadline and child.poll() is None
         time.sleep(0.1)
-    child.send_signal(signal.SIGINT)
-    assert child.communicate(timeout=30)[1].strip().endswith("stopped")
-    assert child.returncode == 130 and not (folder / "next").exists()
+    for _ in range(times):
+        os.killpg(child.pid, signal.SIGINT)  # as a terminal does
+        time.sleep(0.3)
+    assert child.communicate(timeout=30)[1].decode() == "\nstopped\n"
+    assert child.returncode == 130
+    assert [path for path in kernels if path.exists()] == awaited
+    deadline = time.monotonic() + 15
+    while any(psutil.pid_exists(int(path.read_text())) for path in awaited):
+        assert time.monotonic() < deadline  # a kernel of --jobs looks for its parent once a second
+        time.sleep(0.1)
+
+
+@pytest.mark.slow
+@posix_only
+@pytest.mark.parametrize("arguments", [["doctor"], ["run", "--out={out}"], ["results", "--check"]])
+def test_ctrl_c_while_pytorch_is_imported(good, tmp_path, arguments):
+    """That an import is interrupted makes PyTorch abort."""
+    arguments = [argument.format(out=tmp_path) for argument in arguments]
+    options = {"cwd": files.ROOT, "stderr": subprocess.PIPE, "start_new_session": True}
+    child = subprocess.Popen([*COMMAND, *arguments], stdout=subprocess.DEVNULL, **options)
+    time.sleep(0.7)
+    for _ in range(2):
+        os.killpg(child.pid, signal.SIGINT)
+        time.sleep(0.1)
+    assert child.communicate(timeout=30)[1].decode() == "\nstopped\n"
+    assert child.returncode == 130
 
 
 def test_record_needs_the_full_scale(good, course):
@@ -239,7 +273,7 @@ def test_records_that_cannot_be_written_are_refused_at_once(good, no_kernel, cou
     for command in (["run", "--scale", "full", "--record"], ["test-gpu", "--record"]):
         told = course(*command, status=2)
         assert "/dev/null/results cannot be written" in told and "Set COURSE_RESULTS" in told
-    assert course("results", status=1).startswith("course: ")
+    assert "Set COURSE_RESULTS" in course("results", status=2)
 
 
 def test_a_user_without_a_home_is_told_at_once(
@@ -298,7 +332,64 @@ def test_a_page_that_cannot_be_written_comes_after_the_table(good, course, table
     monkeypatch.setattr(cli, "write_page", full)
     told = course("run", "--scale", "full", "--record", status=1)
     assert has_row(told, "03_tiny", r"\d+ s", "2 of 2 kept")
-    assert told.endswith("\ncourse: [Errno 28] No space left on device\n")
+    cure = "Make room there, or name another folder."
+    assert told.endswith(f"\ncourse: [Errno 28] No space left on device. {cure}\n")
+
+
+def test_a_cache_that_cannot_be_written_is_told_before_the_work(lecture, course, env):
+    """It may be a classroom's, with all weights in it."""
+    lecture("03", "print('hello')")
+    env(CACHE="/dev/null/x")
+    told = course("run")
+    assert told.startswith("/dev/null/x cannot be written (Not a directory). Set COURSE_CACHE to")
+    assert "03_tiny: ran" in told
+
+
+def as_another_user(clone, home, *arguments):
+    """What a user who is not root, and may write in ``home`` only, is told by a command."""
+    anywhere = "+dac_read_search"  # root's Python may lie where nobody else looks
+    command = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
+    command += [f"--inh-caps={anywhere}", f"--ambient-caps={anywhere}"]
+    environment = {name: value for name, value in os.environ.items() if "COURSE" not in name}
+    environment |= {"HOME": str(home), "PYTHONPATH": str(clone), "COURSE_DATA": str(home)}
+    environment |= {"COURSE_LECTURES": os.environ["COURSE_LECTURES"]}
+    options = {"cwd": clone, "env": environment, "capture_output": True, "text": True}
+    return subprocess.run([*command, *COMMAND, *arguments], **options)
+
+
+@pytest.fixture
+def read_only(tmp_path):
+    """A clone that belongs to root, and the home of another user."""
+    if not shutil.which("setpriv") or os.geteuid() != 0:
+        pytest.skip("only root can be another user")
+    clone, home = tmp_path / "clone", tmp_path / "home"
+    for folder in ("course_utils", "results"):
+        shutil.copytree(files.ROOT / folder, clone / folder)
+    shutil.copy(files.ROOT / "pyproject.toml", clone)
+    home.mkdir()
+    os.chown(home, 65534, 65534)
+    if as_another_user(clone, home, "--help").returncode:
+        pytest.skip("this system gives no capability")
+    return clone, home
+
+
+@pytest.mark.slow
+@posix_only
+def test_a_user_who_is_not_root_in_a_clone_to_be_read_only(good, read_only):
+    clone, home = read_only
+    assert as_another_user(*read_only, "list").stdout == "03 · Tiny\n"
+    for arguments, name in ((["run"], "--out"), (["results"], "COURSE_RESULTS")):
+        told = as_another_user(*read_only, *arguments)
+        assert told.returncode == 2 and not told.stdout
+        assert re.fullmatch(
+            f"course: {clone}/.* cannot be written \\(Permission denied\\). "
+            f"Set {name} to a folder of your own.\n",
+            told.stderr,
+        )
+    told = as_another_user(*read_only, "run", "--out", str(home / "out"))
+    assert told.returncode == 0 and has_row(told.stdout, "03_tiny", r"\d+ s", "2 of 2 kept")
+    assert (home / "out" / "03_tiny.html").exists()
+    assert as_another_user(*read_only, "doctor").returncode == 0
 
 
 # --- streams

@@ -33,6 +33,7 @@ def probed(monkeypatch):
     def answers(**changed):
         usual = {"torch": FACTS, "device": DEVICE, "scale": "quick", "sets": []}
         good = {name: (answer, "") for name, answer in (usual | changed).items()}
+        monkeypatch.setattr(doctor, "start_probe", functools.cache(lambda: None))
         monkeypatch.setattr(doctor, "run_probe", functools.cache(lambda: good))
 
     answers()
@@ -53,8 +54,9 @@ def test_doctor_finds_nothing(healthy, course):
 
 
 def test_doctor_s_report_in_a_lecture_names_no_folder(healthy, probed, capsys, tmp_path):
-    assert doctor.report() == 0
+    assert doctor.report() is None  # a cell would show a number
     told = capsys.readouterr().out
+    assert "Everything is in order" in told
     assert str(tmp_path) not in told and sys.prefix not in told
 
 
@@ -94,6 +96,38 @@ def test_doctor_names_the_problem_and_the_cure(name, healthy, probed, course, mo
     assert found == name and words in text and "1 problem found" in told
 
 
+def test_doctor_misses_jupyterlab_without_importing_it(monkeypatch):
+    monkeypatch.setattr(doctor, "find_spec", lambda name: None)
+    with pytest.raises(ImportError, match="no module jupyterlab"):
+        doctor.widgets()
+
+
+@pytest.mark.slow
+def test_doctor_imports_little(healthy):
+    """Processor time, as a busy machine has little to give; 2.5 s are usual, most of it torch's."""
+    resource = pytest.importorskip("resource", reason="Windows measures otherwise")
+
+    def seconds(*command):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run([sys.executable, *command], cwd=files.ROOT, stdout=subprocess.DEVNULL)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+    doctors = ("-m", "course_utils.command.cli", "doctor")
+    assert min(seconds(*doctors) for _ in range(2)) < 1.8 * seconds("-c", "import torch")
+
+
+def test_torchvision_of_another_build_is_imported_as_a_whole(tmp_path):
+    """And it says itself what is wrong."""
+    (tmp_path / "torchvision").mkdir()
+    source = "raise RuntimeError('operator torchvision::nms does not exist')"
+    (tmp_path / "torchvision" / "__init__.py").write_text(source)
+    code = "from course_utils.command import doctor; doctor.import_torchvision()"
+    env = os.environ | {"PYTHONPATH": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+    assert done.stderr.splitlines()[-1].endswith("operator torchvision::nms does not exist")
+
+
 @pytest.mark.parametrize("variable", ["COURSE_DATA", "COURSE_CACHE", "COURSE_STATE"])
 @pytest.mark.parametrize("value", ["'mine'", "mine\r", "$HOME/mine"])
 def test_doctor_names_a_wrong_folder_and_goes_on(
@@ -120,7 +154,7 @@ def test_doctor_names_all_folders_that_a_user_without_home_needs(
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(pwd, "getpwuid", unknown)
     found = dict(problems(course("doctor", status=1)))
-    assert list(found) == ["Data", "Folders", "Disk"]
+    assert list(found) == ["Disk", "Data", "Folders"]
     for name in ("COURSE_DATA", "COURSE_CACHE", "COURSE_STATE"):
         assert f"{name} is not set" in found["Folders"]
     assert "which Jupyter needs; set HOME to" in found["Folders"]
@@ -235,7 +269,7 @@ def test_a_data_folder_may_be_read_only_where_it_has_mnist(healthy, probed, env)
         doctor.folders()
 
 
-def test_doctor_lets_the_next_download_be_tried(healthy, course, monkeypatch):
+def test_doctor_lets_the_next_download_be_tried(healthy, probed, course, monkeypatch):
     asked = []
     monkeypatch.setattr(doctor, "CHECKS", {})
     monkeypatch.setattr(download, "forget_failed_downloads", lambda: asked.append(True))

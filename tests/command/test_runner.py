@@ -56,5 +56,9 @@ def test_an_error_shows_the_first_lines_of_its_cell(execute):
 def test_an_error_inside_an_output_widget_counts():
     """On the stored state: nbclient can hang when such a widget changes while a cell runs."""
     error = {"output_type": "error", "ename": "ZeroDivisionError", "evalue": "division by zero"}
+    shown = "<b>This picture could not be drawn.</b> ValueError: eps is 2 &lt;img&gt;"
+    assert runner.widget_errors({"c": {"value": shown}}) == [
+        "a widget shows: This picture could not be drawn. ValueError: eps is 2 <img>"
+    ]
     states = {"a": {"outputs": [{"output_type": "stream"}, error]}, "b": {"value": 3}}
     assert runner.widget_errors(states) == ["a widget shows: ZeroDivisionError: division by zero"]

@@ -107,6 +107,26 @@ def test_content_of_a_wrong_type_leaves_the_old_file(old):
         files.write_atomic(old, {"a": 1})
 
 
+def test_what_a_killed_write_left_is_swept_at_the_next_one(tmp_path):
+    """Only what this file's own writes left, and not what another process writes just now."""
+    path = tmp_path / "a[1].json"
+    code = (
+        "import os, sys; from course_utils.core import files; os.replace = lambda *_: os._exit(9)"
+    )
+    code += "; files.write_atomic(sys.argv[1], 'half')"
+    subprocess.run([sys.executable, "-c", code, str(path)], cwd=files.ROOT)
+    (left,) = tmp_path.iterdir()
+    others = [tmp_path / name for name in (".a[1].json.mine", ".a1.json.abcdefgh", "a[1].json.old")]
+    for other in others:
+        other.write_text("")
+    for place in (left, *others):
+        os.utime(place, (1, 1))
+    fresh = tmp_path / f"{left.name[:-1]}x"
+    fresh.write_text("being written")
+    files.write_atomic(path, "new")
+    assert {*tmp_path.iterdir()} == {path, fresh, *others}
+
+
 @pytest.mark.parametrize("mask, mode", [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
 def test_permissions_follow_the_umask(mask, mode, tmp_path):
     before = os.umask(mask)
@@ -262,6 +282,31 @@ def test_a_folder_that_cannot_be_written_is_named_with_the_cure(tmp_path):
             files.check_writable("COURSE_CACHE", place)
         told = str(caught.value)
         assert told.startswith(f"{place} cannot be written (") and "Set COURSE_CACHE to" in told
+
+
+@pytest.mark.parametrize(
+    "number, cure", [(28, "Make room there, or set COURSE_CACHE to"), (5, "Set COURSE_CACHE to")]
+)
+def test_a_full_disk_is_found_before_it_is_needed(number, cure, tmp_path, monkeypatch):
+    """It takes an empty file, and has no room for what is in it."""
+
+    def full(descriptor):
+        assert os.fstat(descriptor).st_size == files.TRIAL_BYTES
+        raise OSError(number, "no")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(ValueError, match=cure):
+        files.check_writable("COURSE_CACHE", tmp_path)
+    assert not os.listdir(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "number, cure", [(28, "Make room there"), (13, "Give yourself the right"), (2, "")]
+)
+def test_an_error_is_told_with_its_cure(number, cure):
+    told = files.in_words(OSError(number, "No", "/there"))
+    assert told.startswith(f"[Errno {number}] No: '/there'") and cure in told
+    assert bool(cure) == told.endswith("folder.") or "of your own." in told
 
 
 # --- say

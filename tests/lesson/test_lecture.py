@@ -104,7 +104,7 @@ def test_the_table_lists_every_claim_with_what_it_rests_on(monkeypatch):
     _, _, *rows = lecture.evidence_table().data.splitlines()
     beats = "exact McNemar | 9 | 9 | +1 [+0.438, +1] | 0.004 |"
     assert rows == [
-        r"| \|x\| is small | read off |  |  |  |  |",
+        "| &#124;x&#124; is small | read off |  |  |  |  |",
         f"| A beats B | {beats}",
         f"|  | {beats}",
     ]
