@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
@@ -187,8 +187,10 @@ def wait(process: subprocess.Popen) -> int:
     Ctrl-C reaches the server as well, which then stops its kernels and ends.
     """
     while True:
-        with suppress(KeyboardInterrupt):
+        try:
             return process.wait()
+        except KeyboardInterrupt:
+            files.say("\nstopped")
 
 
 def lab(extra_args: Sequence[str] = ()) -> int:

@@ -21,7 +21,7 @@ SUBSCRIPT = {"inf": "∞", 2: "₂", 1: "₁"}  # of a norm
 
 def seen_as(p: Tensor, classes: Sequence[str]) -> str:
     """Returns the most probable class with its probability, as a caption."""
-    return f"seen as {classes[p.argmax()]}, {p.max():.0%}"
+    return f"seen as {plots.short(classes[p.argmax()])}, {p.max():.0%}"
 
 
 def class_probabilities(model: nn.Module, x: Tensor) -> Tensor:
@@ -131,7 +131,8 @@ def confusion(counts: Tensor, classes: Sequence[str]) -> Figure:
             if count:
                 write_cell(ax, i, j, count, light=i != j and count > 0.6 * most)
     ax.set(xlabel="seen as", ylabel="true class")
-    name_cells(ax, classes, classes)
+    names = list(map(plots.short, classes))
+    name_cells(ax, names, names)
     return fig
 
 

@@ -24,6 +24,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 RIGHT = COLOURS[0]
 WRONG = COLOURS[1]
 PAD = 0.04  # inches around an image in a grid
+LONGEST_NAME = 24  # letters of a class name beside an axis
 PLAIN = {"parse_math": False}  # for text from data: a class may be called "$y_{$"
 
 
@@ -178,6 +179,11 @@ def title_height(titles: Sequence[str]) -> float:
     return lines * (font.get_size_in_points() * 1.4 / 72) + 0.03
 
 
+def short(name: str) -> str:
+    """Returns a class name that leaves room for the picture: the name of a folder may be long."""
+    return name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 1] + "…"
+
+
 def probabilities(
     ax, p: Tensor, classes: Sequence[str], *, mark: int | None = None, title: str = ""
 ) -> None:
@@ -196,6 +202,7 @@ def probabilities(
     label = f"probability\n{title}" if title else "probability"
     ax.set(xticks=range(len(p)), ylim=(0, 1.05))
     ax.set_title(label, **PLAIN)
+    classes = list(map(short, classes))
     if max(map(len, classes)) < 3:
         ax.set_xticklabels(classes, **PLAIN)
     else:

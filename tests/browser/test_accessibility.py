@@ -2,7 +2,7 @@
 
 import nbformat
 import pytest
-from nbformat.v4 import new_code_cell, new_notebook
+from nbformat.v4 import new_code_cell, new_notebook, new_output
 
 from course_utils.command import notebooks
 
@@ -48,6 +48,20 @@ def test_a_widget_that_waits_for_a_run_says_so(opened):
         " cell.outputs.add({output_type: 'stream', name: 'stdout', text: 'here'}); }"
     )
     note.wait_for(state="detached")
+
+
+def test_a_widget_of_an_earlier_session_says_that_it_waits(lab, tmp_path):
+    view = {notebooks.WIDGET_VIEW: {"model_id": "gone", "version_major": 2, "version_minor": 0}}
+    cell = new_code_cell("explorer()", outputs=[new_output("display_data", data=view)])
+    path = tmp_path / "reopened.ipynb"
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    nbformat.write(new_notebook(cells=[cell], metadata=kernel), path)
+    page = lab(path).page
+    page.evaluate(  # as the notebook of a student is, who has run it
+        "() => { window.jupyterapp.shell.currentWidget.content.model.cells.get(0).trusted = true; }"
+    )
+    page.locator(".course-waits", has_text="Run All Cells").wait_for()
+    assert page.get_by_text("model not found").count() == 0
 
 
 def test_axe_finds_nothing_serious_in_jupyterlab(opened):

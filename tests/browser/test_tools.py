@@ -184,3 +184,8 @@ def test_lab_opens_the_first_lecture_of_the_working_copy(course_lab, root, tmp_p
     page.evaluate(app + "commands.execute('docmanager:save')")
     assert "my own words" in copy.read_text(encoding="utf-8")
     assert "my own words" not in (root / "07_nothing.ipynb").read_text(encoding="utf-8")
+    kernels = "() => fetch('/api/kernels?token=t').then((answer) => answer.json())"
+    assert len(page.evaluate(kernels)) == 1
+    page.evaluate(app + "shell.currentWidget.close()")  # a lecture holds more than a gigabyte
+    page.wait_for_timeout(2000)
+    assert page.evaluate(kernels) == []

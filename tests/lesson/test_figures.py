@@ -199,7 +199,7 @@ def test_linear_models_shows_shares_that_agree_with_the_exact_error(box):
 
 # --- names and images of all kinds
 
-NAMES = ["$y_{$", "$x$", "_a_b", r"\frac{", "two\nlines", "", "w" * 60]
+NAMES = ["$y_{$", "$x$", "_a_b", r"\frac{", "two\nlines", "", "w" * 23]
 
 
 def every_figure(model, names, x):

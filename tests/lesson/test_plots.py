@@ -288,7 +288,7 @@ NAMES = [
         "{}",
         "%s %",
     ),
-    *("two\nlines", "", " ", "<b>&amp;</b>", "w" * 60, "漢字", "a_b^c"),
+    *("two\nlines", "", " ", "<b>&amp;</b>", "w" * 24, "漢字", "a_b^c"),
 ]
 
 
@@ -396,3 +396,11 @@ def test_what_is_empty_is_refused_by_name(ax):
     }.items():
         with pytest.raises(ValueError, match=f"^{name} is empty.*give one or more"):
             draw()
+
+
+def test_a_long_class_name_leaves_room_for_the_bars():
+    fig, ax = plots.subplots(width=7, height=2.9)
+    plots.probabilities(ax, torch.tensor([0.2, 0.8]), ["a photograph of a cat " * 6, "dog"])
+    fig.draw_without_rendering()
+    assert ax.get_window_extent().height > 50  # of 290 pixels
+    assert ax.get_xticklabels()[0].get_text() == "a photograph of a cat a…"

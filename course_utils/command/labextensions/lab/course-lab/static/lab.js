@@ -3,6 +3,7 @@
 
 (() => {
   const WAITS = "This control waits for a run of the lecture: menu Run → Run All Cells.";
+  const GONE = "Error displaying widget: model not found"; // of a session that has ended
   const COMES = "This control comes as soon as the cells before it have run.";
 
   // The alternative text that the notebook stores beside a figure. JupyterLab shows alt="".
@@ -47,8 +48,8 @@
     for (const button of root.querySelectorAll("jp-button[aria-pressed=false]")) {
       button.removeAttribute("aria-pressed"); // not allowed on this element
     }
-    for (const error of root.querySelectorAll(".jupyter-widgets-error-widget")) {
-      if (error.textContent.includes("not found")) error.replaceWith(note());
+    for (const output of root.querySelectorAll(".jp-OutputArea-output.jupyter-widgets")) {
+      if (output.textContent === GONE) output.replaceChildren(note());
     }
     for (const cell of panels.flatMap((panel) => panel.content?.widgets ?? [])) wait(cell);
   }
