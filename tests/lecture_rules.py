@@ -7,6 +7,7 @@ import sys
 
 from course_utils.command.notebooks import WIDGET_VIEW, claims, code_cells, source_hash
 from course_utils.core.files import ROOT
+from course_utils.lesson.result_tables import verbatim
 
 FRAME = ["Play", "Measure", "Doubt", "Your turn", "Claims", "Recap and references"]
 PROMISES = ["Promise", "You will be able to", "You need", "Time", "Source", "Threat model"]
@@ -207,7 +208,7 @@ def evidence_cell(path, nb):
         yield found[0], "the evidence cell comes after all claims, as the last code cell"
     table = dict(texts(found[0])).get("text/markdown", "")
     for line in claims(nb):
-        text = line[2:].removesuffix(" (recorded)").replace("|", r"\|")
+        text = verbatim(line[2:].removesuffix(" (recorded)"))
         if f"| {text} |" not in table:
             yield found[0], f"its stored table lacks the claim {text!r}"
 
