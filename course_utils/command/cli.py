@@ -171,9 +171,9 @@ def run(options: Options) -> int:
         seconds = [outcome.seconds for outcome in outcomes]
         remarks.insert(0, cluster.summary(seconds, time.monotonic() - started))
     status = report(outcomes, "\n".join(remarks))
-    pages.write_index(out)
-    for path in paths if options.pdf else []:
-        pages.print_pdf(out / pages.page_of(path))
+    pages.write_index(out, [outcome.lecture for outcome in outcomes if outcome.error])
+    if options.pdf:
+        pages.print_all(out, paths)
     if options.record:
         write_page()
     return status

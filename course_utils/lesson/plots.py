@@ -14,6 +14,7 @@ import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
+from matplotlib.text import Text
 from matplotlib.textpath import TextPath
 from PIL import Image
 from torch import Tensor
@@ -24,6 +25,8 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 RIGHT = COLOURS[0]
 WRONG = COLOURS[1]
 PAD = 0.04  # inches around an image in a grid
+LAYOUTS: dict[tuple, list] = {}  # by form: the places of axes and texts
+MOST_LAYOUTS = 200
 LONGEST_NAME = 24  # letters of a class name beside an axis
 PLAIN = {"parse_math": False}  # for text from data: a class may be called "$y_{$"
 
@@ -62,7 +65,40 @@ def subplots(rows: int = 1, columns: int = 1, *, width: float = 9, height: float
 
 
 def to_png(fig: Figure) -> bytes:
-    """Returns the figure as PNG, for widgets. Draws once, where ``savefig`` draws twice."""
+    """Returns the figure as PNG, for widgets, which draw figures of one form again and again.
+
+    The layout takes nearly half of the time, so it is found once for each form.
+    """
+    form = form_of(fig)
+    known = LAYOUTS.get(form)
+    if known:
+        fig.set_layout_engine("none")
+        for part, place in zip([*fig.axes, *fig.texts], known, strict=True):
+            part.set_position(place)
+    png = drawn(fig)
+    if not known and len(LAYOUTS) < MOST_LAYOUTS:
+        LAYOUTS[form] = [ax.get_position(original=True) for ax in fig.axes]
+        LAYOUTS[form] += [text.get_position() for text in fig.texts]
+    return png
+
+
+def form_of(fig: Figure) -> tuple:
+    """What the layout depends on: texts by their lengths, axes by limits and fixed tick labels."""
+    form = [tuple(fig.get_size_inches()), *(lengths(text) for text in fig.texts)]
+    for ax in fig.axes:
+        form += [ax.get_xlim(), ax.get_ylim(), ax.get_position(original=True).bounds]
+        form += [lengths(text) for text in (ax.title, ax.xaxis.label, ax.yaxis.label)]
+        for axis in (ax.xaxis, ax.yaxis):
+            form.append(tuple(getattr(axis.get_major_formatter(), "seq", ())))
+    return tuple(form)
+
+
+def lengths(text: Text) -> tuple[int, ...]:
+    return tuple(map(len, text.get_text().split("\n")))
+
+
+def drawn(fig: Figure) -> bytes:
+    """Returns the figure as PNG. Draws once, where ``savefig`` draws twice."""
     canvas = FigureCanvasAgg(fig)
     canvas.draw()
     buffer = io.BytesIO()
@@ -84,7 +120,7 @@ def show(fig: Figure, alt: str, data: str) -> None:
     fig.set_figheight(fig.get_figheight() + 0.25)  # a line of its own for the name
     fig.supxlabel(f"data: {data}", x=0.995, ha="right", fontsize=11, color="0.35", **PLAIN)
     fig.draw_without_rendering()  # the first of two layout passes cuts titles of three lines
-    display(Shown(data=to_png(fig), format="png", alt=f"{alt} Data: {data}."))
+    display(Shown(data=drawn(fig), format="png", alt=f"{alt} Data: {data}."))
 
 
 def check_some(name: str, value: Tensor | Sequence | Mapping) -> None:

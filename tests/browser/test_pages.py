@@ -92,10 +92,11 @@ def test_print_cuts_nothing_and_opens_everything(offline, folder, name):
 
 
 def test_pdf_is_printed(folder):
-    page = folder / "03_untargeted.html"
-    pages.print_pdf(page)
-    pdf = page.with_suffix(".pdf").read_bytes()
+    pages.print_all(folder, notebooks.find(["00"]))
+    pdf = (folder / "00_start_here.pdf").read_bytes()
     assert pdf.startswith(b"%PDF") and len(pdf) > 100_000
+    assert b"file:" not in pdf  # a link to a page of this folder
+    assert (folder / "results.pdf").exists()
 
 
 def test_solutions_unfold_and_links_lead_on(offline, folder):

@@ -404,3 +404,26 @@ def test_a_long_class_name_leaves_room_for_the_bars():
     fig.draw_without_rendering()
     assert ax.get_window_extent().height > 50  # of 290 pixels
     assert ax.get_xticklabels()[0].get_text() == "a photograph of a cat a…"
+
+
+def drawing(title: str, top: float = 1.0):
+    fig, axes = plots.subplots(1, 2, width=6, height=2.5)
+    axes[0].plot([0, 1], [0, top])
+    axes[0].set(title=title, xlabel="steps", ylim=(0, top))
+    plots.draw_image(axes[1], noise(1, 8, 8), "an image")
+    fig.suptitle("two of them")
+    return fig
+
+
+def test_a_layout_is_found_once_for_each_form(monkeypatch):
+    monkeypatch.setattr(plots, "LAYOUTS", {})
+    for title in ("short", "other", "a much longer title than before\nof two lines"):
+        for top in (1.0, 1000.0):
+            assert plots.to_png(drawing(title, top)) == plots.drawn(drawing(title, top))
+    assert len(plots.LAYOUTS) == 4  # "short" and "other" have one form
+    engines = []
+    monkeypatch.setattr(plots, "drawn", lambda fig: engines.append(fig.get_layout_engine()))
+    plots.to_png(drawing("third"))
+    plots.to_png(drawing("sixth letter"))
+    assert engines[0] is None or not engines[0].adjust_compatible
+    assert type(engines[1]).__name__ == "ConstrainedLayoutEngine"

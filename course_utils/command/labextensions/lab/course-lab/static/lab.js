@@ -2,6 +2,7 @@
 // for a run. Written by hand as JupyterLab loads it: there is no build step.
 
 (() => {
+  const QUIET_MS = 250;
   const WAITS = "This control waits for a run of the lecture: menu Run → Run All Cells.";
   const GONE = "Error displaying widget: model not found"; // of a session that has ended
   const COMES = "This control comes as soon as the cells before it have run.";
@@ -34,14 +35,16 @@
       image.alt = alt;
       image.dataset.named = "";
     }
-    for (const image of root.querySelectorAll("img.widget-image")) image.alt = caption(image);
-    for (const control of root.querySelectorAll(".noUi-handle, .jupyter-widgets select")) {
-      control.setAttribute("aria-label", name(control) ?? "value");
+    for (const image of root.querySelectorAll("img.widget-image")) {
+      if (image.alt !== caption(image)) image.alt = caption(image);
+    }
+    for (const control of root.querySelectorAll(":is(.noUi-handle, .widget-dropdown select)")) {
+      if (!control.ariaLabel) control.ariaLabel = name(control) ?? "value";
     }
     for (const editor of root.querySelectorAll(".jp-Cell .cm-content:not([aria-label])")) {
       editor.setAttribute("aria-label", "source of this cell");
     }
-    for (const cell of root.querySelectorAll("[role=feed] > .jp-Cell")) cell.role = "article";
+    for (const cell of root.querySelectorAll("[role=feed] > .jp-Cell:not([role])")) cell.role = "article";
     for (const button of root.querySelectorAll(".jp-collapseHeadingButton:not([aria-label])")) {
       button.setAttribute("aria-label", "fold this section");
     }
@@ -77,8 +80,8 @@
     );
     let due = 0;
     const later = () => {
-      cancelAnimationFrame(due);
-      due = requestAnimationFrame(() => mend(document.body, [...app.shell.widgets("main")]));
+      clearTimeout(due); // a picture comes first
+      due = setTimeout(() => mend(document.body, [...app.shell.widgets("main")]), QUIET_MS);
     };
     const changes = { childList: true, subtree: true, attributeFilter: ["src"] };
     new MutationObserver(later).observe(document.body, changes);
