@@ -180,9 +180,9 @@ def digit_pad(
     parts = [hint]
 
     def update(_change=None) -> None:
+        set_visible(picture, any(pad.pixels))
         if any(pad.pixels):
             picture.show(pad.image)
-        set_visible(picture, any(pad.pixels))
 
     pad.observe(update, "pixels")
     update()

@@ -145,7 +145,7 @@ class Notebook:
         before = image.get_attribute("src")
         yield
         self.page.wait_for_function(CHANGED, arg=[image.element_handle(), before])
-        assert image.is_visible()
+        image.wait_for(state="visible")
 
     def move_slider(self, label: str | None = None) -> None:
         """Presses the right arrow on the first visible slider, or the one with this label."""

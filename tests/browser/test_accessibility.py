@@ -14,6 +14,8 @@ def serious(page) -> list[str]:
     """The serious and critical faults that axe finds, with an example of each."""
     from axe_playwright_python.sync_playwright import Axe
 
+    page.wait_for_timeout(600)  # names come when the page has been quiet for a moment
+
     return [
         f"{fault['id']}: {fault['help']}: {fault['nodes'][0]['html'][:200]}"
         for fault in Axe().run(page).response["violations"]
