@@ -77,11 +77,8 @@ def working_copy() -> Path:
 def for_students(lecture: Path) -> str:
     """The text of a lecture's file without the notes for the speaker."""
     notebook = json.loads(lecture.read_text(encoding="utf-8"))
-    notebook["cells"] = [
-        cell
-        for cell in notebook["cells"]
-        if cell["metadata"].get("slideshow", {}).get("slide_type") != "notes"
-    ]
+    cells = notebook["cells"]
+    notebook["cells"] = [cell for cell in cells if notebooks.slide_type(cell) != "notes"]
     return json.dumps(notebook, indent=1, ensure_ascii=False)
 
 

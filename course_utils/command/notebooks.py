@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from nbformat import NotebookNode
 
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
+RESULTS = {"image/png", "text/markdown", WIDGET_VIEW}
+RESULT_TAGS = {"setup", "widget", "claims", "evidence"}
+TABLE_LINES = 6  # a print of so many lines is a table
+SLIDE_LINES = 30  # that can be read from the last row
 CELL_SECONDS = {"quick": 1800, "full": 24 * 3600}  # a cell that takes longer hangs
 
 
@@ -70,6 +74,20 @@ def write(notebook: "NotebookNode", path: Path) -> None:
 def code_cells(notebook: "NotebookNode") -> list["NotebookNode"]:
     """The code cells, in order."""
     return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def slide_type(cell: dict) -> str:
+    """What a cell is in a presentation; "notes" are for the speaker alone."""
+    return cell["metadata"].get("slideshow", {}).get("slide_type", "")
+
+
+def shows_result(cell: "NotebookNode") -> bool:
+    """Whether the point of a code cell is what it shows, so that slides and pages fold its code."""
+    shown = {kind for output in cell.outputs for kind in output.get("data", {})}
+    if RESULT_TAGS & set(cell.metadata.get("tags", [])) or RESULTS & shown:
+        return True
+    printed = sum(output.get("text", "").count("\n") for output in cell.outputs)
+    return printed >= TABLE_LINES and printed + cell.source.count("\n") > SLIDE_LINES
 
 
 def source_hash(notebook: "NotebookNode") -> str:

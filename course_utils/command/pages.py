@@ -26,8 +26,6 @@ from course_utils.core import files
 
 TEMPLATES = Path(__file__).with_name("page_templates")
 SHOWN = ["image/png", "text/markdown", "text/html", "text/plain"]  # the first that there is
-RESULTS = {"image/png", "text/markdown"}
-FOLDED = {"setup", "widget", "claims", "evidence"}  # cells by their tags
 DOCUMENTS = {  # files of results/, their pages and what the index calls them
     "README.md": ("results.html", "Reproduced tables: the papers' numbers and ours"),
     "claims.md": ("claims.html", "Claims, each with its test"),
@@ -163,19 +161,14 @@ class Prepare(Preprocessor):
     """Leaves out what a page has no use for, and decides what is folded."""
 
     def preprocess(self, notebook: NotebookNode, resources: dict) -> tuple[NotebookNode, dict]:
-        notebook.cells = [
-            cell
-            for cell in notebook.cells
-            if cell.metadata.get("slideshow", {}).get("slide_type") != "notes"
-        ]
+        cells = notebook.cells
+        notebook.cells = [cell for cell in cells if notebooks.slide_type(cell) != "notes"]
         for cell in notebooks.code_cells(notebook):
-            tags = set(cell.metadata.get("tags", []))
             cell.outputs = [output for output in cell.outputs if not is_widget(output)]
-            shown = {kind for output in cell.outputs for kind in output.get("data", {})}
             cell.metadata["page"] = {
-                "solution": "solution" in tags,
+                "solution": "solution" in cell.metadata.get("tags", []),
                 "solves": solves(cell.source),
-                "folded": bool(FOLDED & tags or RESULTS & shown),
+                "folded": notebooks.shows_result(cell),
             }
         return notebook, resources
 

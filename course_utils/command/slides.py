@@ -18,7 +18,6 @@ from pathlib import Path
 import nbformat
 from jupyter_server.serverapp import list_running_servers
 from nbformat import NotebookNode
-from nbformat.sign import NotebookNotary
 
 from course_utils.command import lab, notebooks
 from course_utils.core.files import say, state_dir, write_atomic
@@ -32,33 +31,21 @@ SETTINGS = lab.LAB_SETTINGS | {
         "codeCellConfig": {"lineWrap": True},  # long lines are not cut at the right
     }
 }
-RESULTS = {"image/png", "text/markdown", notebooks.WIDGET_VIEW}
-TABLE_LINES = 6  # a print of so many lines is a table
-SLIDE_LINES = 30  # that can be read from the last row
 HELP = """\
 → ← next and previous; so do space, PageDown, PageUp and a clicker. Home and End: first, last.
 b: a black screen. F11: the whole screen. Shift-Enter runs the cell that is shown.
-Code is folded where its figure or table is the point; click the dots to see it.
-Escape gives the keys back to the slides, and pressed once more leaves them.
+Code is folded where its figure or table is the point; click "code" to see it.
+Escape gives the keys back to the slides; once more, it leaves them. Reload the page to return.
 Stop with Ctrl-C here."""
 
 
 def fold(notebook: NotebookNode) -> None:
-    """Folds the code of cells whose figure, table, widget or claims are the point."""
+    """Folds the code of cells whose result is the point."""
     for cell in notebooks.code_cells(notebook):
-        tags = cell.metadata.get("tags", [])
-        if {"widget", "claims"} & set(tags) or shows_result(cell):
+        if notebooks.shows_result(cell):
             cell.metadata.setdefault("jupyter", {})["source_hidden"] = True
-        if "evidence" in tags:  # a page of intervals: to read, not to show
+        if "evidence" in cell.metadata.get("tags", []):  # a page of intervals: to read, not to show
             cell.metadata["slideshow"] = {"slide_type": "skip"}
-
-
-def shows_result(cell: NotebookNode) -> bool:
-    """Whether the point of a code cell is what it shows, and not how it is made."""
-    if any(kind in RESULTS for output in cell.outputs for kind in output.get("data", {})):
-        return True
-    printed = sum(output.get("text", "").count("\n") for output in cell.outputs)
-    return printed >= TABLE_LINES and printed + cell.source.count("\n") > SLIDE_LINES
 
 
 def speaker_notes(notebook: NotebookNode) -> str:
@@ -67,7 +54,7 @@ def speaker_notes(notebook: NotebookNode) -> str:
     heading = ""
     printed = None
     for cell in notebook.cells:
-        kind = cell.metadata.get("slideshow", {}).get("slide_type")
+        kind = notebooks.slide_type(cell)
         if kind == "notes":
             if heading != printed:
                 lines.append(f"\n{heading}")
@@ -151,7 +138,6 @@ def new_folder() -> Path:
 def write_slides(notebook: NotebookNode, path: Path) -> None:
     """Writes the slides to ``path``."""
     fold(notebook)
-    NotebookNotary().sign(notebook)  # else JupyterLab does not trust the outputs: no tables
     write_atomic(path, nbformat.writes(notebook))
 
 

@@ -40,25 +40,20 @@
       this.app = app;
       this.panel = panel;
       this.notebook = panel.content;
-      this.at = 0;
       this.bar = document.createElement("div");
       this.bar.className = "course-slides-bar";
       this.bar.innerHTML = "<span></span><span role=status></span><span></span>"; // title, news, count
       document.body.append(this.bar);
-      this.resized = new ResizeObserver(() => this.later());
-      this.resized.observe(document.body);
-      for (const cell of this.notebook.widgets) this.resized.observe(cell.node);
+      const resized = new ResizeObserver(() => this.later());
+      resized.observe(document.body);
+      for (const cell of this.notebook.widgets) resized.observe(cell.node);
       window.addEventListener("keydown", (event) => this.key(event), true);
-      this.start();
-    }
-
-    start() {
       document.body.classList.add("course-slides");
       this.types = this.notebook.widgets.map(
         (cell) => cell.model.getMetadata("slideshow")?.slide_type ?? "",
       );
       this.steps = steps(this.types);
-      this.go(this.at);
+      this.go(0);
     }
 
     stop() {
@@ -219,7 +214,6 @@
     await panel.revealed;
     const slides = new Slides(app, panel);
     window.courseSlides = slides; // for tests
-    app.commands.addCommand("course:slides", { label: "Slides", execute: () => slides.start() });
     await panel.sessionContext.ready;
     await until(() => panel.sessionContext.session?.kernel?.status === "idle");
     await slides.prepare();
