@@ -181,13 +181,15 @@ def exit_on_signals() -> None:
 def wait(process: subprocess.Popen) -> int:
     """Waits for the server's end; returns its exit status.
 
-    Ctrl-C reaches the server as well, which then stops its kernels and ends.
+    Ctrl-C ends the server, which then stops its kernels. In a terminal the server hears it as well,
+    under a supervisor it does not.
     """
     while True:
         try:
             return process.wait()
         except KeyboardInterrupt:
             files.say("\nstopped")
+            process.terminate()
 
 
 def lab(extra_args: Sequence[str] = ()) -> int:

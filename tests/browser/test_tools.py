@@ -1,5 +1,8 @@
 """Widgets and commands in a browser, on a small notebook."""
 
+import signal
+import time
+
 import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
@@ -189,3 +192,21 @@ def test_lab_opens_the_first_lecture_of_the_working_copy(course_lab, root, tmp_p
     page.evaluate(app + "shell.currentWidget.close()")  # a lecture holds more than a gigabyte
     page.wait_for_timeout(2000)
     assert page.evaluate(kernels) == []
+
+
+@pytest.mark.parametrize("arguments", [("lab",), ("present", "07")], ids=lambda words: words[0])
+def test_ctrl_c_ends_the_server_and_says_so(course, root, tmp_path, arguments):
+    process = course(
+        *arguments,
+        "--no-browser",
+        COURSE_LECTURES=str(root),
+        COURSE_STATE=str(tmp_path / "state"),
+    )
+    last = "Stop with Ctrl-C"
+    assert any(last in line for line in process.stdout)
+    time.sleep(3)  # the server is on its way up, or up
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.3)
+    process.send_signal(signal.SIGINT)
+    told, _ = process.communicate(timeout=30)
+    assert told.strip().splitlines()[-1] == "stopped" and "Traceback" not in told
