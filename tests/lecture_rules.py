@@ -2,6 +2,7 @@
 
 import ast
 import functools
+import itertools
 import re
 import sys
 
@@ -13,7 +14,7 @@ FRAME = ["Play", "Measure", "Doubt", "Your turn", "Claims", "Recap and reference
 PROMISES = ["Promise", "You will be able to", "You need", "Time", "Source", "Threat model"]
 SLIDE_TYPES = ("slide", "subslide", "fragment", "notes", "skip")
 IMPORTS = {"course_utils", "torch", "matplotlib", "IPython", "ipywidgets", *sys.stdlib_module_names}
-WIDGETS = ("explorer", "digit_pad")  # what makes a widget in course_utils.lesson.widgets
+WIDGETS = ("widgets.explorer", "widgets.digit_pad", "check.predict")  # what makes a widget
 MOST_LINES = 40
 MOST_BYTES = 1_500_000
 # Where folders of one machine begin
@@ -249,9 +250,26 @@ def widget_cells(path, nb):
     if not tagged(nb, "widget") and number(path) != "00":
         yield "no cell is tagged widget"
     for cell in code_cells(nb):
-        makes = any(name.removeprefix("widgets.") in WIDGETS for name in called(cell))
+        makes = bool({*WIDGETS} & {*called(cell)})
         if makes != ("widget" in tags(cell)) or (makes and "nbval-ignore-output" not in tags(cell)):
             yield cell, "tagged widget is what makes one, and that nbval-ignore-output too"
+
+
+def first_words(nb, function) -> list[str]:
+    """The first argument of every call of ``function``, in the order of the cells."""
+    calls = [call for cell in code_cells(nb) for call in ast.walk(tree(cell)) if isinstance(call, ast.Call)]
+    return [ast.literal_eval(call.args[0]) for call in calls if ast.unparse(call.func) == function]
+
+
+@rule
+def predictions(path, nb):
+    """What is asked is answered further down, and the text above asks it too, for slides and pages."""
+    asked, answered = first_words(nb, "check.predict"), first_words(nb, "check.outcome")
+    if asked != answered:
+        yield f"check.predict asks {asked}; check.outcome answers {answered}"
+    for before, cell in itertools.pairwise(nb.cells):
+        if cell.cell_type == "code" and "check.predict" in called(cell) and "**Predict.**" not in before.source:
+            yield cell, "the text above it has no **Predict.**"
 
 
 @rule
@@ -309,6 +327,10 @@ def exercises(path, nb):
             if name in names(tree(cell)) and "check" not in tags(cell):
                 yield cell, f"uses the stub {name}, which raises until it is written"
     ours = sorted(name for name, item in EXERCISES.items() if item.lecture == number(path))
+    text = "\n".join(cell.source for cell in nb.cells if cell.cell_type == "markdown")
+    for item in EXERCISES.values():
+        if item.lecture == number(path) and item.level and f"| `{item.name}` | {item.level} |" not in text:
+            yield f"its text lists no line | `{item.name}` | {item.level} |"
     if sorted(checked) != ours:
         yield f"the exercises checked are {sorted(checked)}; course_utils.check has {ours}"
 

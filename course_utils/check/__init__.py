@@ -2,12 +2,14 @@
 
 A check prints ● where the function is right, else ○ and what to look at, and never raises. Each
 lecture has a file of its exercises here. A function whose name ends in ``_solution`` is checked
-like any other but is no progress of the student's.
+like any other but is no progress of the student's. ``check.predict`` asks before a run, and
+``check.outcome`` answers.
 """
 
 from importlib import import_module
 
 from course_utils.check.exercise import Exercise
+from course_utils.check.prediction import outcome, predict  # noqa: F401
 from course_utils.check.progress_file import solved
 from course_utils.core import files
 
@@ -47,5 +49,5 @@ def progress() -> None:
         files.say(f"(Your progress cannot be read: {error}.)")
     width = max(map(len, EXERCISES))
     for name, item in EXERCISES.items():
-        files.say(f"{'●' if name in done else '○'} {item.lecture}  {name:{width}} {item.title}")
+        files.say(f"{'●' if name in done else '○'} {item.lecture}  {name:{width}} {item.level:4}  {item.title}")
     files.say(f"{len(done.keys() & EXERCISES.keys())} of {len(EXERCISES)} solved")

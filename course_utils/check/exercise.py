@@ -4,6 +4,7 @@
 inputs, compares values and gradients, and looks among the mistakes for one that gives the same.
 """
 
+import datetime
 import inspect
 import sys
 import traceback
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from course_utils.check import answers
 from course_utils.check.answers import NotYet
-from course_utils.check.progress_file import remember
+from course_utils.check.progress_file import progress_file, remember
 from course_utils.core import files, runtime
 
 PAIR = (
@@ -59,7 +60,8 @@ class Exercise:
     functions with the student's signature. ``learns`` names the arguments whose gradient counts (a
     model stands for its parameters). ``properties(answer)`` may raise ``NotYet`` before values are
     compared; ``answer(*arguments)`` is what the student's function returns, checked in its form.
-    ``otherwise(case, got, want)`` words the advice where no mistake fits.
+    ``otherwise(case, got, want)`` words the advice where no mistake fits. ``level`` is easy, core or
+    hard, as the lecture says.
     """
 
     name: str
@@ -72,6 +74,7 @@ class Exercise:
     learns: Sequence[str] = ()
     properties: Callable[[Callable], None] | None = None
     otherwise: Callable | str = ""
+    level: str = ""
 
     def __call__(self, fn: Callable) -> None:
         """Prints ● where ``fn`` is right, else ○ and what to look at. Never raises."""
@@ -82,7 +85,8 @@ class Exercise:
         if getattr(fn, "__name__", "").endswith("_solution"):
             files.say(f"● the solution of {self.name} is right. {self.title}.")
             return
-        unkept = remember(self.name)  # before anything is printed, which may fail
+        # before anything is printed, which may fail
+        unkept = remember(self.name, datetime.date.today().isoformat(), progress_file())
         files.say(f"● {self.name}: right. {self.title}.{unkept}")
 
     def trouble(self, fn: Callable) -> str:
@@ -196,13 +200,14 @@ def exercise(
     learns: Sequence[str] = (),
     properties: Callable[[Callable], None] | None = None,
     otherwise: Callable | str = "",
+    level: str = "",
 ) -> Callable[[Callable], Exercise]:
     """Makes the decorated function, the right answer, an ``Exercise`` of the same name."""
 
     def register(right: Callable) -> Exercise:
         return Exercise(
             right.__name__, lecture, title, hints, inputs, right, mistakes,
-            learns, properties, otherwise,
+            learns, properties, otherwise, level,
         )  # fmt: skip
 
     return register

@@ -1,6 +1,8 @@
-"""The file of the exercises that are solved. It is read before it is written, and never lost."""
+"""The files of what a student did: exercises solved, predictions made.
 
-import datetime
+A file is read before it is written, and never lost.
+"""
+
 import json
 from pathlib import Path
 
@@ -11,13 +13,21 @@ def progress_file() -> Path:
     return files.state_dir() / "progress.json"
 
 
+def guesses_file() -> Path:
+    return files.state_dir() / "predictions.json"
+
+
 def solved() -> dict[str, str]:
-    """Name of every exercise solved so far, with the day. Sets a damaged file aside.
+    """Name of every exercise solved so far, with the day; see ``kept``."""
+    return kept(progress_file())
+
+
+def kept(path: Path) -> dict[str, str]:
+    """What the file holds, by name. Sets a damaged file aside.
 
     Raises:
         OSError: the file cannot be read, or not be set aside.
     """
-    path = progress_file()
     try:
         done = json.loads(path.read_bytes())  # bytes may begin with the mark of an editor
     except FileNotFoundError:
@@ -28,7 +38,7 @@ def solved() -> dict[str, str]:
         return done
     aside = free_name(path)
     path.rename(aside)
-    files.say(f"(Your progress file was damaged. It is kept as {aside}; progress starts anew.)")
+    files.say(f"(Your file {path.name} was damaged. It is kept as {aside}; a new one is begun.)")
     return {}
 
 
@@ -42,18 +52,17 @@ def free_name(path: Path) -> Path:
     return aside
 
 
-def remember(name: str) -> str:
-    """Adds an exercise to those solved; returns why it could not, or "".
+def remember(name: str, value: str, path: Path) -> str:
+    """Adds ``name`` to the file, unless it is there; returns why it could not, or "".
 
     Reads right before it writes, for another process may have added one. A file that cannot be
     read is not replaced.
     """
     try:
-        done = {name: datetime.date.today().isoformat(), **solved()}
-        files.write_atomic(progress_file(), json.dumps(done, indent=1))
+        files.write_atomic(path, json.dumps({name: value, **kept(path)}, indent=1))
     except (OSError, ValueError) as error:  # ValueError: no folder is named
         return (
-            f"\n  (Your progress could not be kept: {error}. "
+            f"\n  (This could not be kept: {error}. "
             "Set COURSE_STATE to a folder that can be read and written.)"
         )
     return ""
