@@ -9,6 +9,7 @@ from course_utils.core.runtime import generator, seeded
 from course_utils.methods import attacks
 from course_utils.methods.attacks import adv_loss, adv_loss_sign, fgsm, pgd, succeeded, targeted
 from course_utils.methods.boundary import adv_alpha, deepfool
+from course_utils.methods.minimum_norm import fmn
 
 f64 = torch.float64
 CASES = {
@@ -31,6 +32,8 @@ for p, size in SIZES.items():
         f"adv_loss {p}": (adv_loss, ball),
         f"adv_alpha {p}": (adv_alpha, ball),
         f"deepfool {p}": (deepfool, dict(norm=p, steps=5, bisections=3)),
+        f"fmn {p}": (fmn, dict(norm=p, steps=8)),
+        f"fmn {p} to a target": (fmn, dict(norm=p, steps=8, to_target=True)),
     }
 CASES["adv_loss_sign"] = (adv_loss_sign, dict(eps=SIZES[2]))
 ONE_STEP = ("fgsm", "adv_")

@@ -257,7 +257,12 @@ def widget_cells(path, nb):
 
 def first_words(nb, function) -> list[str]:
     """The first argument of every call of ``function``, in the order of the cells."""
-    calls = [call for cell in code_cells(nb) for call in ast.walk(tree(cell)) if isinstance(call, ast.Call)]
+    calls = [
+        call
+        for cell in code_cells(nb)
+        for call in ast.walk(tree(cell))
+        if isinstance(call, ast.Call)
+    ]
     return [ast.literal_eval(call.args[0]) for call in calls if ast.unparse(call.func) == function]
 
 
@@ -268,7 +273,11 @@ def predictions(path, nb):
     if asked != answered:
         yield f"check.predict asks {asked}; check.outcome answers {answered}"
     for before, cell in itertools.pairwise(nb.cells):
-        if cell.cell_type == "code" and "check.predict" in called(cell) and "**Predict.**" not in before.source:
+        if (
+            cell.cell_type == "code"
+            and "check.predict" in called(cell)
+            and "**Predict.**" not in before.source
+        ):
             yield cell, "the text above it has no **Predict.**"
 
 
@@ -329,7 +338,11 @@ def exercises(path, nb):
     ours = sorted(name for name, item in EXERCISES.items() if item.lecture == number(path))
     text = "\n".join(cell.source for cell in nb.cells if cell.cell_type == "markdown")
     for item in EXERCISES.values():
-        if item.lecture == number(path) and item.level and f"| `{item.name}` | {item.level} |" not in text:
+        if (
+            item.lecture == number(path)
+            and item.level
+            and f"| `{item.name}` | {item.level} |" not in text
+        ):
             yield f"its text lists no line | `{item.name}` | {item.level} |"
     if sorted(checked) != ours:
         yield f"the exercises checked are {sorted(checked)}; course_utils.check has {ours}"

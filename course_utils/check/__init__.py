@@ -49,5 +49,6 @@ def progress() -> None:
         files.say(f"(Your progress cannot be read: {error}.)")
     width = max(map(len, EXERCISES))
     for name, item in EXERCISES.items():
-        files.say(f"{'●' if name in done else '○'} {item.lecture}  {name:{width}} {item.level:4}  {item.title}")
+        mark = "●" if name in done else "○"
+        files.say(f"{mark} {item.lecture}  {name:{width}} {item.level:4}  {item.title}")
     files.say(f"{len(done.keys() & EXERCISES.keys())} of {len(EXERCISES)} solved")

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from course_utils.check import answers
 from course_utils.check.answers import NotYet
-from course_utils.check.progress_file import progress_file, remember
+from course_utils.check.progress_file import remember
 from course_utils.core import files, runtime
 
 PAIR = (
@@ -60,8 +60,8 @@ class Exercise:
     functions with the student's signature. ``learns`` names the arguments whose gradient counts (a
     model stands for its parameters). ``properties(answer)`` may raise ``NotYet`` before values are
     compared; ``answer(*arguments)`` is what the student's function returns, checked in its form.
-    ``otherwise(case, got, want)`` words the advice where no mistake fits. ``level`` is easy, core or
-    hard, as the lecture says.
+    ``otherwise(case, got, want)`` words the advice where no mistake fits. ``level`` is
+    easy, core or hard.
     """
 
     name: str
@@ -86,7 +86,7 @@ class Exercise:
             files.say(f"● the solution of {self.name} is right. {self.title}.")
             return
         # before anything is printed, which may fail
-        unkept = remember(self.name, datetime.date.today().isoformat(), progress_file())
+        unkept = remember(self.name, datetime.date.today().isoformat())
         files.say(f"● {self.name}: right. {self.title}.{unkept}")
 
     def trouble(self, fn: Callable) -> str:

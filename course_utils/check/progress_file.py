@@ -4,6 +4,7 @@ A file is read before it is written, and never lost.
 """
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 from course_utils.core import files
@@ -52,13 +53,14 @@ def free_name(path: Path) -> Path:
     return aside
 
 
-def remember(name: str, value: str, path: Path) -> str:
-    """Adds ``name`` to the file, unless it is there; returns why it could not, or "".
+def remember(name: str, value: str, place: Callable[[], Path] = progress_file) -> str:
+    """Adds ``name`` to the file at ``place()``, unless it is there; returns why not, or "".
 
     Reads right before it writes, for another process may have added one. A file that cannot be
     read is not replaced.
     """
     try:
+        path = place()
         files.write_atomic(path, json.dumps({name: value, **kept(path)}, indent=1))
     except (OSError, ValueError) as error:  # ValueError: no folder is named
         return (

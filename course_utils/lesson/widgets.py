@@ -80,6 +80,20 @@ def set_visible(widget: ipywidgets.DOMWidget, visible: bool) -> None:
     widget.layout.display = None if visible else "none"
 
 
+class Choices(ipywidgets.VBox):
+    """Choices to click on, above a line of text: ``say`` shows it. ``chosen(choice)`` is called."""
+
+    def __init__(self, choices: tuple[str, ...], first: str | None, chosen: Callable[[str], None]):
+        self.buttons = ipywidgets.RadioButtons(options=choices, layout={"width": "auto"})
+        self.buttons.index = choices.index(first) if first in choices else None
+        self.line = ipywidgets.Label()
+        super().__init__([self.buttons, self.line])
+        self.buttons.observe(lambda change: chosen(change["new"]), "value")
+
+    def say(self, text: str) -> None:
+        self.line.value = text
+
+
 def explorer(draw: Callable[..., Drawing], **controls: ipywidgets.ValueWidget) -> ipywidgets.VBox:
     """Returns controls above a picture that follows them: ``explorer(draw, eps=FloatSlider(…))``.
 

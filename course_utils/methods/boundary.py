@@ -1,4 +1,4 @@
-"""The nearest wrong answer: one step towards it, the way to it, and how far away it is."""
+"""The nearest wrong answer of the linearised model: one step towards it, and the way to it."""
 
 import math
 from collections.abc import Callable
@@ -16,7 +16,6 @@ from course_utils.core.inputs import (
     check_count,
     check_input,
     check_labels,
-    check_size,
     chunks,
     rows_of,
 )
@@ -26,12 +25,10 @@ from course_utils.methods.attacks import (
     fooled,
     leaf,
     one_step,
-    pgd,
     slope_of,
     succeeded,
     walk,
     with_room,
-    withstood,
 )
 
 
@@ -217,33 +214,3 @@ def bisect(
         far = torch.where(there, middle, far)
         near = torch.where(there, near, middle)
     return far
-
-
-def minimal_eps(
-    model: nn.Module,
-    x: Pixels,
-    y: Labels,
-    *,
-    largest: float,
-    norm: Norm = "inf",
-    rounds: int = 10,
-    **settings,
-) -> Float[Tensor, "n"]:
-    """The smallest ε at which ``pgd`` fools the model on each image, by ``rounds`` bisections.
-
-    An upper bound of the true minimal perturbation, never below it: 0 for an image that is
-    misclassified as it is, ``inf`` for one that ``withstood`` ``largest``. ``settings`` go to
-    ``pgd``.
-    """
-    check_size("largest", largest, x)
-
-    def reached(eps: Tensor) -> Tensor:
-        return ~withstood(model, pgd(model, x, y, eps=eps, norm=norm, **settings), y)
-
-    start = torch.zeros(len(x), dtype=x.dtype, device=x.device)
-    upper = torch.full_like(start, largest)
-    safe = ~reached(upper)
-    eps = bisect(reached, start, upper, rounds)
-    eps[safe] = torch.inf
-    eps[~withstood(model, x, y)] = 0
-    return eps

@@ -45,6 +45,8 @@ BAD = [
     ("targeted", dict(start=X[:2]), r"start .*shape \(2, 1, 4, 4\)"),
     ("targeted", dict(start=X * 2), r"start reaches from 0 to 2; scale images to \[0,1\]"),
     ("fake_image", dict(smoothness=-1.0), "smoothness is -1.0"),
+    ("fmn", dict(norm=3), 'norm is 3; use 1, 2 or "inf"'),
+    ("fmn", dict(steps=-1), "steps is -1"),
     ("deepfool", dict(norm=3), 'norm is 3; use 1, 2 or "inf"'),
     ("deepfool", dict(steps=-1), "steps is -1"),
     ("deepfool", dict(overshoot=-0.1), "overshoot is -0.1.*0 or more"),
@@ -53,7 +55,12 @@ BAD = [
 ]
 CASE_OF = {name: name for name in ("fake_image", "untargeted", "adv_loss_sign")}
 CASE_OF |= {"targeted": "targeted l1", "fgsm": "fgsm inf", "pgd": "pgd inf"}
-CASE_OF |= {"adv_loss": "adv_loss 1", "adv_alpha": "adv_alpha inf", "deepfool": "deepfool 2"}
+CASE_OF |= {
+    "adv_loss": "adv_loss 1",
+    "adv_alpha": "adv_alpha inf",
+    "deepfool": "deepfool 2",
+    "fmn": "fmn 2",
+}
 GROUPS = {
     "every": list(CASE_OF),
     "steps": ["fake_image", "untargeted", "targeted", "pgd"],

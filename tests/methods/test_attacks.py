@@ -31,7 +31,7 @@ from course_utils.core.geometry import dual_norm, norm
 from course_utils.core.runtime import generator
 from course_utils.methods import attacks
 from course_utils.methods.attacks import fgsm, margin, neg_log_likelihood, pgd, succeeded
-from course_utils.methods.boundary import minimal_eps
+from course_utils.methods.minimum_norm import minimal_eps
 
 pytestmark = pytest.mark.filterwarnings("error", "ignore:eps is .* holds every image")
 every_stepped = pytest.mark.parametrize("case", STEPPED)
@@ -281,14 +281,20 @@ def test_minimal_eps_is_the_distance_to_a_linear_boundary(p):
     x = 0.5 + torch.linspace(-0.1, 0.1, 8, dtype=f64).view(-1, 1, 1, 1) * direction
     model.output.bias.data = -x.mean(0, keepdim=True).flatten() @ w[:, None]
     z = model(x)[:, 1].detach()
-    found = minimal_eps(model, x, (z > 0).long(), largest=2.0, norm=p, rounds=14)
-    slope = dual_norm(w[None], p)
-    exact = z.abs() / slope
-    assert (found >= exact).all()
-    assert (found <= exact + 2 / 2**14 + 2e-5 * (1 + z.abs()) / slope).all()
-    wrong = minimal_eps(model, x, (z < 0).long(), largest=0.5, norm=p)
+    found = minimal_eps(model, x, (z > 0).long(), norm=p, steps=200 if p == 1 else 40)
+    exact = z.abs() / dual_norm(w[None], p)
+    assert (found >= exact * (1 - 1e-9)).all()
+    assert (found <= exact * 1.01).all()
+    wrong = minimal_eps(model, x, (z < 0).long(), norm=p)
     assert torch.equal(wrong, torch.zeros_like(wrong))
-    assert minimal_eps(model, x, (z > 0).long(), largest=1e-4, norm=p).isinf().all()
+
+
+def test_minimal_eps_of_a_model_without_slope_is_infinite():
+    model, _ = linear("binary")
+    model.output.weight.data.zero_()
+    model.output.bias.data = torch.full((1,), 2.0, dtype=f64)
+    x, _ = batch(3, dtype=f64)
+    assert minimal_eps(model, x, model(x).argmax(1)).isinf().all()
 
 
 # --- truth about success, watching
@@ -336,10 +342,11 @@ def test_on_step_sees_every_step_of_the_whole_batch_as_a_copy(case, chunk, monke
 
     result = run(case, model, x, y, on_step=watch)
     settings = CASES[case][1]
-    steps = settings["steps"] * settings.get("restarts", 1)
+    runs = 2 if case.startswith("fmn") and "to_target" not in settings else 1
+    steps = settings["steps"] * settings.get("restarts", runs)
     assert [step for step, _ in seen] == list(range(1, steps + 1))
     assert torch.equal(result, run(case, model, x, y))
-    goes_on = case.startswith(("targeted", "deepfool"))  # after its last step
+    goes_on = case.startswith(("targeted", "deepfool", "fmn"))  # after its last step
     if "restarts" not in settings and not goes_on:
         assert torch.equal(seen[-1][1], result)
 

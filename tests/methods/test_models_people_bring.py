@@ -24,6 +24,7 @@ from course_utils.methods import (
     boundary,
     confuse,
     linear,
+    minimum_norm,
     minmax,
     mutual_information,
     objectives,
@@ -109,7 +110,7 @@ def test_no_verdict_is_wrong_in_the_dangerous_direction(after, seed, eps):
         assert not (succeeded(model, x_adv, target=target) & (seen != target)).any()
         assert not (withstood(model, x_adv, y) & succeeded(model, x_adv, y)).any()
         assert robust_accuracy(model, x_adv, y) <= (seen == y).double().mean() + 1e-6
-    found = boundary.minimal_eps(model, x, y, largest=0.4, steps=3, rounds=5)
+    found = minimum_norm.minimal_eps(model, x, y)
     seen = sure(model, attacks.pgd(model, x, y, eps=0.4, steps=3))
     assert not (found.isinf() & (seen != y)).any()
 
@@ -123,7 +124,7 @@ def test_masked_classes_change_no_verdict(low):
     assert torch.equal(
         *(succeeded(model, x_adv, y) for model, x_adv in zip((plain, masked), pair, strict=True))
     )
-    pair = [boundary.minimal_eps(model, x, y, largest=0.5, steps=5) for model in (plain, masked)]
+    pair = [minimum_norm.minimal_eps(model, x, y) for model in (plain, masked)]
     assert pair[0].isfinite().any()
     torch.testing.assert_close(*pair)
     pair = [minmax.misclassified(model, y)(x, torch.arange(12)) for model in (plain, masked)]
@@ -149,11 +150,11 @@ def test_an_offset_is_undecided_and_never_robust(offset):
     with pytest.warns(UserWarning, match="of 12 images are undecided: .*less than"):
         assert not (succeeded(model, x_adv, y) & ~wrong).any()
     assert robust_accuracy(model, x_adv, y) <= (~wrong).double().mean() + 1e-6
-    found = boundary.minimal_eps(model, x, y, largest=0.3)
+    found = minimum_norm.minimal_eps(model, x, y)
     assert found[wrong].isfinite().all()
     if abs(offset) == 1e6:
-        right = boundary.minimal_eps(build(), x, y, largest=0.3)
-        assert ((found - right).abs()[wrong] < 0.03).all()
+        right = minimum_norm.minimal_eps(build(), x, y)
+        assert ((found - right).abs()[wrong] < 0.05).all()
 
 
 def test_equal_logits_are_undecided():
@@ -248,9 +249,7 @@ CALLS = {
     "nearest_boundary": lambda model, data: torch.cat(
         [part.flatten() for part in boundary.nearest_boundary(model, data.x, data.y)]
     ),
-    "minimal_eps": lambda model, data: boundary.minimal_eps(
-        model, data.x, data.y, largest=0.3, steps=3, rounds=4
-    ),
+    "minimal_eps": lambda model, data: minimum_norm.minimal_eps(model, data.x, data.y, steps=3),
     "minmax": lambda model, data: (
         minmax.minmax(model, minmax.misclassified(model, data.y), data.x, **drawn_pairs()).x_adv
     ),
@@ -513,7 +512,6 @@ def test_eps_in_grey_levels_is_warned_of_elsewhere_too():
     for call in (
         lambda: linear.worst_case(training.models.logistic(16, 4), x, y, 8),
         lambda: minmax.minmax(build(), aim, x, estimator=None, eps=8, steps=1),
-        lambda: boundary.minimal_eps(build(), x, y, largest=8, steps=1, rounds=1),
         lambda: objectives.adversarial(build(), x, y, attack=attacks.pgd, eps=8.0, steps=1),
     ):
         with pytest.warns(UserWarning, match="eps is 8: "):
@@ -564,7 +562,7 @@ LABELLED = {
     "fooled": lambda y, x: attacks.fooled(build()(x), y, 1),
     "loss_gradient": lambda y, x: attacks.loss_gradient(build(), x, y),
     "nearest_boundary": lambda y, x: boundary.nearest_boundary(build(), x, y),
-    "minimal_eps": lambda y, x: boundary.minimal_eps(build(), x, y, largest=0.1),
+    "minimal_eps": lambda y, x: minimum_norm.minimal_eps(build(), x, y),
     "worst_margins": lambda y, x: linear.worst_margins(training.models.logistic(16, 4), x, y, 0.1),
     "worst_case": lambda y, x: linear.worst_case(training.models.logistic(16, 4), x, y, 0.1),
     "autoattack": lambda y, x: autoattack.autoattack(build(), x, y, eps=0.1),

@@ -17,6 +17,7 @@ from course_utils.core.runtime import generator, seeded
 from course_utils.core.training import fit, predict
 from course_utils.methods.attacks import fgsm, pgd, succeeded
 from course_utils.methods.boundary import deepfool
+from course_utils.methods.minimum_norm import fmn
 
 foolbox = pytest.importorskip("foolbox")
 torchattacks = pytest.importorskip("torchattacks")
@@ -172,3 +173,25 @@ def test_deepfool_is_true_and_not_farther_than_the_peers(victim, theirs, edge):
     ours_off, theirs_off = (norm(x_adv - x, 2)[both].median() for x_adv in (mine, other))
     # the same attack, not another problem
     assert 0.5 * theirs_off < ours_off <= theirs_off
+
+
+# --- minimum norm
+
+MINIMUM_NORM = {
+    "inf": foolbox.attacks.LInfFMNAttack(steps=100),
+    2: foolbox.attacks.DDNAttack(steps=100),
+    1: foolbox.attacks.L1FMNAttack(steps=100),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("p", MINIMUM_NORM)
+def test_fmn_is_true_and_not_farther_than_the_peers_in_a_hundred_steps(victim, p):
+    model, x, y = victim
+    x, y = x[:100], y[:100]
+    mine = fmn(model, x, y, norm=p)
+    assert truly(model, mine, y).all() and succeeded(model, mine, y).all()
+    other = run_of_foolbox(MINIMUM_NORM[p], model, x, y)
+    both = truly(model, other, y)  # some of theirs end at the boundary
+    ours_off, theirs_off = (norm(x_adv - x, p)[both].median() for x_adv in (mine, other))
+    assert 0.85 * theirs_off < ours_off <= (1.1 if p == 1 else 1.01) * theirs_off
