@@ -45,7 +45,7 @@ def outcome(name: str, found: str) -> None:
     OUTCOMES[name] = found
     mine = guess(name)
     if mine not in choices:
-        files.say(f"In this run: {found}. (You have not predicted yet; click above.)")
+        files.say(f"In this run: {found}. (No prediction of yours is kept.)")
         return
     view.say(so_far(name, mine))
     files.say(so_far(name, mine))

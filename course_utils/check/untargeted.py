@@ -1,11 +1,11 @@
-"""Exercises of lecture 03: ``max_normalised``, ``fgsm`` and ``pgd``."""
+"""Exercises of lecture 03: ``max_normalised``, ``gain``, ``project_l2``, ``fgsm``, ``pgd``."""
 
 import torch
 
 from course_utils.check import answers
 from course_utils.check.answers import NOT_MOVED, NotYet, image_gradient, per_image, step
 from course_utils.check.exercise import exercise
-from course_utils.core import runtime
+from course_utils.core import geometry, runtime
 from course_utils.methods import attacks
 
 NAN = "an image whose gradient is zero becomes nan (0/0). It should stay zero."
@@ -53,6 +53,7 @@ def divided(size):
 @exercise(
     "03",
     "Normalise by the largest entry",
+    level="easy",
     hints=(
         "Each image is divided by its own largest absolute entry: g.abs().flatten(1).amax(1), "
         "shape (N,), brought to (N, 1, 1, 1).",
@@ -80,6 +81,102 @@ def divided(size):
 )
 def max_normalised(g):
     return divided(largest)(g)
+
+
+def gain_inputs():
+    g = gradients()[0][0][:2]
+    return [(g, 0.5, norm) for norm in ("inf", 2, 1)]
+
+
+def sizes(choose):
+    """A wrong gain: eps times the size that ``choose`` finds for a norm, among three."""
+
+    def answer(g, eps, norm):
+        rows = g.flatten(1)
+        return (
+            eps
+            * {"1": rows.abs().sum(1), "2": rows.norm(dim=1), "inf": largest(rows)}[choose[norm]]
+        )
+
+    return answer
+
+
+DUAL = {"inf": "1", 2: "2", 1: "inf"}
+
+
+@exercise(
+    "03",
+    "What a budget buys",
+    level="easy",
+    hints=(
+        "The best step in the ball of a norm gains eps times the dual norm of g.",
+        "The dual of L∞ is L1 (the sum of |g|), that of L2 is L2, that of L1 is L∞ (the largest "
+        "|g|). Take them over g.flatten(1), along dimension 1.",
+    ),
+    inputs=gain_inputs,
+    otherwise="the result is not eps times the dual norm of each image's gradient.",
+    mistakes={
+        "that is the norm itself. The gain is eps times the DUAL norm: L1 for L∞, L∞ for L1.": [
+            sizes({"inf": "inf", 2: "2", 1: "1"})
+        ],
+        "eps is missing.": [lambda g, eps, norm: sizes(DUAL)(g, 1.0, norm)],
+        "in L∞ every pixel helps, also where its gradient is negative: sum absolute values.": [
+            lambda g, eps, norm: eps * g.flatten(1).sum(1)
+        ],
+        "that is the mean over the pixels; the gain is a sum.": [
+            lambda g, eps, norm: eps * g.flatten(1).abs().mean(1)
+        ],
+    },
+)
+def gain(g, eps, norm):
+    return sizes(DUAL)(g, eps, norm)
+
+
+def deltas():
+    """Four perturbations: outside the ball, inside, zero, far outside."""
+    delta = torch.randn(4, 1, 5, 5, generator=runtime.generator(3), dtype=torch.float64)
+    return [(delta * per_image(torch.tensor([1.0, 0.05, 0.0, 10.0])), 2.0)]
+
+
+def scaled_by(factor):
+    """A wrong projection: delta times ``factor(length, eps)``, one number per image."""
+    return lambda delta, eps: delta * per_image(factor(delta.flatten(1).norm(dim=1), eps))
+
+
+@exercise(
+    "03",
+    "Project onto the L2 ball",
+    level="core",
+    hints=(
+        "Inside the ball nothing changes. Outside, keep the direction and shorten to length eps.",
+        "length = delta.flatten(1).norm(dim=1)[:, None, None, None]; the factor is eps / length "
+        "where length > eps, else 1.",
+    ),
+    inputs=deltas,
+    otherwise="the result is not the nearest point of the ball: delta · min(1, eps / length).",
+    mistakes={
+        "a perturbation inside the ball is stretched to its surface. It should stay.": [
+            scaled_by(lambda length, eps: eps / torch.where(length > 0, length, 1))
+        ],
+        "an image without a change becomes nan (0/0). It should stay zero.": [
+            scaled_by(lambda length, eps: eps / length)
+        ],
+        "that clips every pixel to ±eps, which is the projection onto the L∞ ball.": [
+            lambda delta, eps: delta.clamp(-eps, eps)
+        ],
+        "the length is taken over the whole batch; each image has its own.": [
+            lambda delta, eps: delta * min(1, eps / delta.norm().item())
+        ],
+        "that has length 1 and not eps.": [
+            scaled_by(lambda length, eps: torch.where(length > eps, 1 / length, 1))
+        ],
+        "the length is a root: you divide by the squared length.": [
+            scaled_by(lambda length, eps: torch.where(length > eps, eps / length.square(), 1))
+        ],
+    },
+)
+def project_l2(delta, eps):
+    return geometry.project(delta, eps, 2)
 
 
 DOWN = "the loss of the true label falls. An untargeted attack climbs: add the step."
@@ -124,6 +221,7 @@ def climbed(x, g, eps):
 @exercise(
     "03",
     "The fast gradient sign method",
+    level="core",
     hints=(
         "Take the gradient of the cross-entropy of the true label with respect to the image, "
         "and keep only its sign.",
@@ -213,6 +311,7 @@ def moved(x, x_adv, change, eps):
 @exercise(
     "03",
     "Projected gradient descent in L∞",
+    level="hard",
     hints=(
         "A loop of FGSM steps of step_size; after each, come back into the ball around the "
         "ORIGINAL x, then into [0,1].",

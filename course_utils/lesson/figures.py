@@ -6,7 +6,8 @@ from itertools import pairwise
 
 import torch
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
+from matplotlib.patches import Circle, Rectangle
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor, nn
 
 from course_utils.core.geometry import Norm, dual_norm, steepest
@@ -222,6 +223,35 @@ def steepest_steps(angle: float, norms: Sequence[Norm] = ("inf", 2, 1)) -> Figur
     )
     last.set_title("dual norm ⟨g, r*⟩", fontsize=12)
     last.legend(loc="upper center", ncols=3, fontsize=10, handlelength=1, columnspacing=0.8)
+    return fig
+
+
+def loss_slice(
+    heights: Tensor, reach: float, paths: Mapping[str, Tensor], radius: float, title: str = ""
+) -> Figure:
+    """Draws a loss on a plane through an image, with a ball around the image and paths.
+
+    ``heights``, shape (M, M), holds the loss on a grid from −reach to reach, rows along the second
+    axis of the plane; it is 0 at the decision boundary. A path, shape (T, 2), holds points of the
+    plane.
+    """
+    fig, ax = plots.subplots(width=7.4, height=5.6)
+    line = torch.linspace(-reach, reach, len(heights)).tolist()
+    limit = max(1, math.ceil(heights.abs().max()))
+    levels = torch.linspace(-limit, limit, 21).tolist()
+    filled = ax.contourf(line, line, heights.tolist(), levels=levels, cmap="RdBu_r")
+    fig.colorbar(filled, label="margin of the other classes", ticks=MaxNLocator(7, integer=True))
+    if heights.min() < 0 < heights.max():
+        ax.contour(line, line, heights.tolist(), levels=[0], colors="black", linewidths=2)
+    ax.add_patch(Circle((0, 0), radius, fill=False, linestyle="--", linewidth=1.5))
+    styles = zip(paths.items(), ("black", plots.COLOURS[2], plots.COLOURS[1]), "s^o", strict=False)
+    for (name, points), colour, marker in styles:
+        ax.plot(*points.T.tolist(), color=colour, marker="", linewidth=1.8)
+        ax.plot(*points[-1:].T.tolist(), color=colour, marker=marker, markersize=10, label=name)
+    ax.legend(loc="lower right", framealpha=0.9)
+    ax.set(xlabel="along the gradient", ylabel="along the rest of PGD's way", aspect="equal")
+    ax.set_title(title, **plots.PLAIN)
+    ax.grid(False)
     return fig
 
 

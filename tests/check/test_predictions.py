@@ -30,7 +30,7 @@ def test_the_choice_is_kept_and_compared_with_the_outcome(state, capsys):
 def test_the_outcome_may_come_first(capsys):
     view = check.predict("x", "few", "many")
     check.outcome("x", "many")
-    assert "In this run: many. (You have not predicted yet" in capsys.readouterr().out
+    assert "In this run: many. (No prediction of yours" in capsys.readouterr().out
     view.buttons.value = "many"
     assert view.line.value == "As you predicted. In this run: many."
 

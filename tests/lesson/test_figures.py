@@ -178,6 +178,19 @@ def test_steepest_steps_keeps_the_colour_of_a_norm():
     assert alone.axes[0].lines[-1].get_color() == all_three.axes[2].lines[-1].get_color()
 
 
+def test_loss_slice_draws_the_boundary_the_ball_and_the_ends_of_the_paths():
+    heights = torch.linspace(-3, 5, 9).expand(9, 9)  # 0 where the first axis is -0.5
+    paths = {"short": torch.tensor([[0.0, 0.0], [1.0, 0.5]]), "long": torch.zeros(3, 2)}
+    ax = figures.loss_slice(heights, 2.0, paths, 1.5, "a $title").axes[0]
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["short", "long"]
+    assert ax.lines[1].get_xydata().tolist() == [[1.0, 0.5]]
+    assert ax.patches[0].get_radius() == 1.5
+    boundary = ax.collections[1].get_paths()[0].vertices
+    assert boundary[:, 0] == pytest.approx(-0.5)
+    one_sided = figures.loss_slice(heights - 9, 2.0, paths, 1.5).axes[0]
+    assert len(one_sided.collections) == len(ax.collections) - 1
+
+
 @pytest.mark.parametrize("box", [False, True])
 def test_linear_models_shows_shares_that_agree_with_the_exact_error(box):
     pixels = torch.rand(40, 1, 28, 28, generator=generator(0))
