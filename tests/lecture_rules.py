@@ -12,10 +12,14 @@ from course_utils.lesson.result_tables import verbatim
 
 FRAME = ["Play", "Measure", "Doubt", "Your turn", "Claims", "Recap and references"]
 PROMISES = ["Promise", "You will be able to", "You need", "Time", "Source", "Threat model"]
+REWORKED = ("01", "02", "03", "04")  # whose slides are short; the others follow
 SLIDE_TYPES = ("slide", "subslide", "fragment", "notes", "skip")
 IMPORTS = {"course_utils", "torch", "matplotlib", "IPython", "ipywidgets", *sys.stdlib_module_names}
-WIDGETS = ("widgets.explorer", "widgets.digit_pad", "check.predict")  # what makes a widget
+PLAY = {"widgets.explorer", "widgets.digit_pad"}
+WIDGETS = {*PLAY, "check.predict"}  # what makes a widget
+FEWEST = {"00": 1} | dict.fromkeys(REWORKED, 5)  # exercises
 MOST_LINES = 40
+MOST_WORDS = 75  # on a slide: 60, and some for names and formulas
 MOST_BYTES = 1_500_000
 # Where folders of one machine begin
 MACHINE_PATH = re.compile(
@@ -133,6 +137,41 @@ def slide_types(path, nb):
             yield cell, f"slide_type is {kind!r}; choose one of {SLIDE_TYPES}"
 
 
+def words(source: str) -> int:
+    """Words that are read out: no formulas, no tables."""
+    for pattern in (r"\$\$.*?\$\$", r"\$[^$]*\$", r"^\|.*$", r"\]\([^)]*\)"):
+        source = re.sub(pattern, " ", source, flags=re.S | re.M if "^" in pattern else re.S)
+    return len(re.findall(r"\w[\w'’-]*", source))
+
+
+def slides(nb) -> list[list]:
+    """The cells of each slide: those that begin one, with their fragments."""
+    found = []
+    for cell in nb.cells:
+        kind = cell.metadata.get("slideshow", {}).get("slide_type")
+        if kind in ("slide", "subslide"):
+            found.append([])
+        if kind in ("slide", "subslide", "fragment") and found:
+            found[-1].append(cell)
+    return found
+
+
+@rule
+def short_slides(path, nb):
+    """At most one figure and few words; the title and the recap may have more."""
+    if number(path) not in REWORKED:
+        return
+    shown = slides(nb)[1:]
+    recap = [i for i, cells in enumerate(shown) if "## Recap" in cells[0].source]
+    for cells in shown[: recap[0] if recap else None]:
+        count = sum(words(cell.source) for cell in cells if cell.cell_type == "markdown")
+        figures = sum(
+            called(cell).count("plots.show") for cell in cells if cell.cell_type == "code"
+        )
+        if count > MOST_WORDS or figures > 1:
+            yield cells[0], f"its slide has {count} words and {figures} figures"
+
+
 # --- the code
 
 
@@ -247,10 +286,10 @@ def figures_are_claims_or_questions(path, nb):
 
 @rule
 def widget_cells(path, nb):
-    if not tagged(nb, "widget") and number(path) != "00":
-        yield "no cell is tagged widget"
+    if not any(PLAY & {*called(cell)} for cell in code_cells(nb)) and number(path) != "00":
+        yield "nothing to play with: no explorer, no pad"
     for cell in code_cells(nb):
-        makes = bool({*WIDGETS} & {*called(cell)})
+        makes = bool(WIDGETS & {*called(cell)})
         if makes != ("widget" in tags(cell)) or (makes and "nbval-ignore-output" not in tags(cell)):
             yield cell, "tagged widget is what makes one, and that nbval-ignore-output too"
 
@@ -299,7 +338,7 @@ def exercises(path, nb):
     from course_utils.check import EXERCISES
 
     starts = [index for index, cell in enumerate(nb.cells) if "exercise" in tags(cell)]
-    least, checked = 1 if number(path) == "00" else 2, []
+    least, checked = FEWEST.get(number(path), 2), []
     if len(starts) < least:
         yield f"there are {len(starts)} exercises; at least {least}"
     for start, stop in zip(starts, [*starts[1:], None], strict=False):

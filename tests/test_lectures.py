@@ -1,5 +1,6 @@
 """The committed lectures: nbval runs each, every rule of ``lecture_rules.py`` holds, and both can fail."""
 
+import inspect
 import subprocess
 import tempfile
 from copy import deepcopy
@@ -11,6 +12,7 @@ import pytest
 from lecture_rules import MOST_BYTES, PROMISES, RULES, tagged
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
+from course_utils import check
 from course_utils.command import cli, notebooks
 from course_utils.core import data
 from course_utils.core.files import ROOT
@@ -56,7 +58,9 @@ def code(source, *tags, kind="fragment", **metadata):
     return new_code_cell(source, metadata=metadata)
 
 
-def exercise(name, arguments, solution):
+def exercise(item):
+    name, arguments = item.name, ", ".join(inspect.signature(item.right).parameters)
+    solution = f"check.EXERCISES[{name!r}].right({arguments})"
     own = f"def {name}_solution({arguments}):\n    return {solution}\n\n\ncheck.{name}({name}_solution)"
     return [
         code(f"def {name}({arguments}):\n    raise NotImplementedError", "exercise"),
@@ -87,6 +91,9 @@ rise = 2 - 1
 ax.plot([1, 2])
 plots.show(fig, "A line that rises.", "nothing")"""
 CLAIMS = 'claim("Two is more than one", rise > 0)\nclaim("Recorded, too", True, recorded=True)'
+ITEMS = [check.EXERCISES["accuracy"]]  # the first, which the tests break
+ITEMS += [item for item in check.EXERCISES.values() if item.lecture == "01" and item not in ITEMS]
+LEVELS = "\n".join(f"| `{item.name}` | {item.level} |" for item in ITEMS)
 CELLS = [
     markdown("# 01 · Tiny\n\n" + "\n\n".join(f"**{word}** much." for word in PROMISES)),
     code(SET_UP, "setup", kind="skip"),
@@ -94,9 +101,11 @@ CELLS = [
     markdown("## Play"),
     code(WIDGET, "widget", "nbval-ignore-output"),
     code(FIGURE, "figure"),
-    *map(markdown, ("## Measure", "## Doubt", "## Your turn")),
-    *exercise("accuracy", "logits, y", "(logits.argmax(1) == y).float().mean()"),
-    *exercise("honest_accuracy", "validation, test", "test[validation.index(max(validation))]"),
+    *map(markdown, ("## Measure", "## Doubt", f"## Your turn\n\n{LEVELS}")),
+    *(cell for item in ITEMS for cell in exercise(item)),
+    markdown("**Predict.** One or two?", "subslide"),
+    code('check.predict("tiny", "one", "two")', "widget", "nbval-ignore-output"),
+    code('check.outcome("tiny", "two")', "outcome"),
     markdown("## Claims"),
     code(CLAIMS, "claims", "nbval-check-output"),
     code("evidence_table()", "evidence"),
@@ -259,6 +268,15 @@ BREAKS = {  # rule: what breaks it
         swap("rise = 2 - 1", "fall = 2 - 1"),
         write("claims", 'claim("Two is more than one", 2 > 1)'),
     ],
+    "short_slides": [
+        add("## A story", " and so on" * 30),
+        add("figure", '\nplots.show(fig, "The same line.", "nothing")'),
+    ],
+    "predictions": [
+        drop("outcome"),
+        swap('outcome("tiny"', 'outcome("large"'),
+        swap("**Predict.**", "**Question.**"),
+    ],
     "widget_cells": [drop("widget"), tag("widget", "widget"), tag("widget")],
     "no_widget_state": [
         lambda nb: nb.metadata.update(widgets={}),
@@ -276,6 +294,7 @@ BREAKS = {  # rule: what breaks it
         store("solution", says("○ accuracy: that is the number of hits.\n")),
         store("solution"),
         insert(99, code("accuracy(None, None)")),
+        swap("| `accuracy` | ", "| `accuracy` | very "),
         exercise_of_another_lecture,
     ],
     "executed_in_order": [
