@@ -9,6 +9,7 @@ from course_utils.core.runtime import generator, seeded
 from course_utils.methods import attacks
 from course_utils.methods.attacks import adv_loss, adv_loss_sign, fgsm, pgd, succeeded, targeted
 from course_utils.methods.boundary import adv_alpha, deepfool
+from course_utils.methods.carlini_wagner import carlini_wagner
 from course_utils.methods.minimum_norm import fmn
 
 f64 = torch.float64
@@ -36,6 +37,9 @@ for p, size in SIZES.items():
         f"fmn {p} to a target": (fmn, dict(norm=p, steps=8, to_target=True)),
     }
 CASES["adv_loss_sign"] = (adv_loss_sign, dict(eps=SIZES[2]))
+CW = dict(steps=6, rounds=4, first_constant=0.1)
+CASES["carlini_wagner"] = (carlini_wagner, CW)
+CASES["carlini_wagner to a target"] = (carlini_wagner, CW | dict(kappa=1.0, to_target=True))
 ONE_STEP = ("fgsm", "adv_")
 BALLS = [name for name in CASES if name.startswith((*ONE_STEP, "pgd"))]
 STEPPED = [name for name in CASES if not name.startswith(ONE_STEP)]

@@ -343,10 +343,10 @@ def test_on_step_sees_every_step_of_the_whole_batch_as_a_copy(case, chunk, monke
     result = run(case, model, x, y, on_step=watch)
     settings = CASES[case][1]
     runs = 2 if case.startswith("fmn") and "to_target" not in settings else 1
-    steps = settings["steps"] * settings.get("restarts", runs)
+    steps = settings["steps"] * settings.get("restarts", runs) * settings.get("rounds", 1)
     assert [step for step, _ in seen] == list(range(1, steps + 1))
     assert torch.equal(result, run(case, model, x, y))
-    goes_on = case.startswith(("targeted", "deepfool", "fmn"))  # after its last step
+    goes_on = case.startswith(("targeted", "deepfool", "fmn", "carlini"))  # after its last step
     if "restarts" not in settings and not goes_on:
         assert torch.equal(seen[-1][1], result)
 
