@@ -20,6 +20,7 @@ def show_pixels(case, got, want):
 @exercise(
     "00",
     "Size of a perturbation",
+    level="easy",
     hints=(
         "The L∞ norm of one image's perturbation is its largest absolute pixel.",
         "delta.flatten(1) has shape (N, pixels): one row per image. Then take absolute values, "

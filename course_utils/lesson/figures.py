@@ -39,14 +39,14 @@ def before_and_after(
     meaning: str,
     title: str,
 ) -> Figure:
-    """Returns three pictures in a row, and the probabilities ``p`` with class ``mark`` outlined.
+    """Returns three pictures in a row, and the probabilities ``p``, class ``mark`` named in orange.
 
     A picture is an image (C, H, W), its caption and keywords of ``plots.draw_image``.
     """
     fig, axes = plots.subplots(1, 4, width=10, height=2.9, width_ratios=[1, 1, 1, 1.7])
     for ax, (image, caption, keywords) in zip(axes[:3], pictures, strict=True):
         plots.draw_image(ax, image, caption, **keywords)
-    plots.probabilities(axes[3], p, classes, mark=mark, title=f"outlined: {meaning}")
+    plots.probabilities(axes[3], p, classes, mark=mark, title=f"orange: {meaning}")
     if title:
         fig.suptitle(title, **plots.PLAIN)
     return fig

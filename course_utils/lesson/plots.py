@@ -225,15 +225,12 @@ def probabilities(
 ) -> None:
     """Draws one probability vector (K,) as bars, the largest in blue.
 
-    Class ``mark``, such as the true one, is outlined in orange.
+    The name of class ``mark``, such as the true one, is orange: its bar may be too low to see.
     """
     check_some("p", p)
     p = p.detach().cpu().float().numpy()
     bars = ax.bar(range(len(p)), p, color=["0.7"] * len(p))
     bars[int(p.argmax())].set_color(RIGHT)
-    if mark is not None:
-        bars[mark].set_edgecolor(WRONG)
-        bars[mark].set_linewidth(3)
     # in the title, because a label beside the axis would cover a picture to its left
     label = f"probability\n{title}" if title else "probability"
     ax.set(xticks=range(len(p)), ylim=(0, 1.05))
@@ -243,6 +240,8 @@ def probabilities(
         ax.set_xticklabels(classes, **PLAIN)
     else:
         ax.set_xticklabels(classes, rotation=60, ha="right", rotation_mode="anchor", **PLAIN)
+    if mark is not None:
+        ax.get_xticklabels()[mark].set(color=WRONG, fontweight="bold")
     ax.grid(axis="x", visible=False)
 
 
