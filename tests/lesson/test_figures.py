@@ -6,7 +6,6 @@ import re
 import matplotlib
 import pytest
 import torch
-from matplotlib.colors import to_rgba
 from matplotlib.text import Text
 
 from course_utils.core import models
@@ -52,19 +51,19 @@ def heights(ax) -> list[float]:
     return [bar.get_height() for bar in ax.patches]
 
 
-def outlined(ax) -> list[int]:
-    """The bars that are outlined in orange."""
-    colour = to_rgba(plots.WRONG)
-    return [k for k, bar in enumerate(ax.patches) if bar.get_edgecolor() == colour]
+def marked(ax) -> list[int]:
+    """The bars whose names are orange."""
+    names = ax.get_xticklabels()
+    return [k for k, name in enumerate(names) if name.get_color() == plots.WRONG]
 
 
-def assert_panels(fig, titles, images, outline, p, k):
-    """Images under these titles, and the probabilities ``p`` with bar ``k`` outlined."""
+def assert_panels(fig, titles, images, meaning, p, k):
+    """Images under these titles, and the probabilities ``p`` with the name of bar ``k`` marked."""
     *shown, bars = fig.axes
-    assert [ax.get_title() for ax in fig.axes] == [*titles, f"probability\noutlined: {outline}"]
+    assert [ax.get_title() for ax in fig.axes] == [*titles, f"probability\norange: {meaning}"]
     for ax, image in zip(shown, images, strict=True):
         assert torch.equal(drawn(ax), image[0, 0])
-    assert heights(bars) == pytest.approx(p.tolist()) and outlined(bars) == [k]
+    assert heights(bars) == pytest.approx(p.tolist()) and marked(bars) == [k]
 
 
 def test_digit_says_what_the_network_sees(model):
