@@ -50,6 +50,8 @@ def mean(value: Value) -> float:
 def show_value(value: Value | str | None, spec: dict, *, unit: bool = True) -> str:
     """Returns a table cell: a number, or mean ± standard deviation over seeds; – for None.
 
+    Two values have no deviation worth the name; both are shown.
+
     Runs without a finite value (an attack that never succeeds needs infinitely many steps) have no
     mean; they are counted. ``unit=False`` leaves out the unit.
     """
@@ -64,7 +66,10 @@ def show_value(value: Value | str | None, spec: dict, *, unit: bool = True) -> s
         return word if len(lost) == len(numbers) else f"{word} in {len(lost)} of {len(numbers)}"
     digits = spec.get("digits", 2)
     text = f"{mean(value):.{digits}f}"
-    if len(numbers) > 1:
+    if len(numbers) == 2:
+        low, high = (f"{number:.{digits}f}" for number in sorted(numbers))
+        text = low if low == high else f"{low} to {high}"
+    elif len(numbers) > 2:
         text += f" ± {statistics.stdev(numbers):.{digits}f}"
     return f"{text} {spec.get('unit', '')}".rstrip() if unit else text
 
