@@ -38,26 +38,28 @@ def far_from(x, x_adv):
 # --- the exact distance
 
 
-@either_goal
-@pytest.mark.parametrize("kind", ["binary", "two classes"])
-@pytest.mark.parametrize("scale", [0.1, 1, 100])
+@pytest.mark.parametrize(
+    ("kind", "scale", "to_target"),
+    [
+        ("binary", 0.1, False),
+        ("binary", 100, True),
+        ("two classes", 1, False),
+        ("two classes", 1, True),
+    ],
+)
 def test_a_linear_model_is_left_at_its_distance(kind, scale, to_target):
     model, w = linear(kind)
     w = scale * w
     model.output.weight.data *= scale
     model.output.bias.data = -0.5 * model.output.weight.data.sum(1)  # zero at 0.5
-    ways = torch.tensor([-0.5, -0.3, 0.2, 0.4], dtype=f64)
+    ways = torch.tensor([-0.5, -0.3, 0.2, 0.4], dtype=f64).repeat(2)
+    kappa = torch.tensor([0, 0.1 * scale], dtype=f64).repeat_interleave(4)
     x = 0.5 + ways.view(-1, 1, 1, 1) * (w / w.norm()).view(1, 1, 4, 4)
     y = (ways > 0).long()
     assert torch.equal(predict(model, x).argmax(1), y)
-    goal = goal_of(y, to_target, 2)
-    for kappa in (0.0, 0.1 * scale):
-        exact = ways.abs() + kappa / w.norm()
-        usual = far_from(x, carlini_wagner(model, x, **goal, kappa=kappa)) / exact
-        longer = carlini_wagner(model, x, **goal, kappa=kappa, steps=300, rounds=12)
-        ratio = far_from(x, longer) / exact
-        assert (usual > 0.9999).all() and (usual < 1.03).all()
-        assert (ratio > 0.9999).all() and (ratio < 1.01).all()
+    x_adv = carlini_wagner(model, x, **goal_of(y, to_target, 2), kappa=kappa, steps=200)
+    ratio = far_from(x, x_adv) / (ways.abs() + kappa / w.norm())
+    assert (ratio > 0.9999).all() and (ratio < 1.01).all()
 
 
 def test_the_ends_of_the_box_are_kept_and_the_rest_pays():
