@@ -293,6 +293,8 @@ def connected(engine: Engine) -> Iterator:
                 host="127.0.0.1",
                 memory_limit=0,  # it would count the worker alone, not the task's process
                 dashboard_address=None,
+                # at a free port: on its usual one a second run would warn that it is taken
+                scheduler_kwargs={"dashboard": False, "dashboard_address": "127.0.0.1:0"},
                 local_directory=stack.enter_context(folder),
                 preload=DEAF,
                 silence_logs=logging.CRITICAL,

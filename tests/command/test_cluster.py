@@ -3,9 +3,11 @@
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -221,6 +223,16 @@ def test_nbval_side_by_side(tmp_path):
 
 
 # --- on a worker that shares nothing but the code
+
+
+def test_two_runs_at_once_print_no_warning(recwarn):
+    with socket.socket() as dasks_usual_port:
+        with suppress(OSError):  # another test may hold it
+            dasks_usual_port.bind(("127.0.0.1", 8787))
+            dasks_usual_port.listen()
+        with cluster.connected(cluster.Engine(1)):
+            pass
+    assert not [str(warning.message) for warning in recwarn if "8787" in str(warning.message)]
 
 
 @pytest.fixture(scope="module")
