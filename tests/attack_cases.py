@@ -11,8 +11,25 @@ from course_utils.methods.attacks import adv_loss, adv_loss_sign, fgsm, pgd, suc
 from course_utils.methods.boundary import adv_alpha, deepfool
 from course_utils.methods.carlini_wagner import carlini_wagner
 from course_utils.methods.minimum_norm import fmn
+from course_utils.methods.queries import hopskipjump, square
 
 f64 = torch.float64
+
+
+def square_in_steps(model, x, y=None, *, steps, norm="inf", **settings):
+    """Square Attack with the names that the other attacks' settings have."""
+    return square(model, x, y, queries=steps, **settings)
+
+
+def hopskipjump_in_steps(model, x, y=None, *, target=None, steps, **settings):
+    """HopSkipJump; to a target from images that ``build()`` sees as it."""
+    start = None
+    if target is not None:
+        pool, classes = batch(200)
+        start = pool[(classes == torch.arange(4)[:, None]).int().argmax(1)][target].to(x)
+    return hopskipjump(model, x, y, target=target, start=start, queries=steps, **settings)
+
+
 CASES = {
     "fake_image": (attacks.fake_image, dict(steps=4, box=True, smoothness=0.01)),
     "untargeted": (attacks.untargeted, dict(steps=4)),
@@ -40,8 +57,14 @@ CASES["adv_loss_sign"] = (adv_loss_sign, dict(eps=SIZES[2]))
 CW = dict(steps=6, rounds=4, first_constant=0.1)
 CASES["carlini_wagner"] = (carlini_wagner, CW)
 CASES["carlini_wagner to a target"] = (carlini_wagner, CW | dict(kappa=1.0, to_target=True))
+SQUARE = dict(eps=SIZES["inf"], norm="inf", steps=30)
+CASES["square inf, random"] = (square_in_steps, SQUARE)
+CASES["square inf to a target, random"] = (square_in_steps, SQUARE | dict(to_target=True))
+CASES["hopskipjump, random"] = (hopskipjump_in_steps, dict(steps=120))
+CASES["hopskipjump to a target, random"] = (hopskipjump_in_steps, dict(steps=120, to_target=True))
 ONE_STEP = ("fgsm", "adv_")
-BALLS = [name for name in CASES if name.startswith((*ONE_STEP, "pgd"))]
+BY_GRADIENT = [name for name in CASES if not name.startswith(("square", "hopskipjump"))]
+BALLS = [name for name in CASES if name.startswith((*ONE_STEP, "pgd", "square"))]
 STEPPED = [name for name in CASES if not name.startswith(ONE_STEP)]
 every_attack = pytest.mark.parametrize("case", CASES)
 every_ball = pytest.mark.parametrize("case", BALLS)

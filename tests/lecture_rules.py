@@ -12,10 +12,15 @@ from course_utils.lesson.result_tables import verbatim
 
 FRAME = ["Play", "Measure", "Doubt", "Your turn", "Claims", "Recap and references"]
 PROMISES = ["Promise", "You will be able to", "You need", "Time", "Source", "Threat model"]
-REWORKED = ("01", "02", "03", "04")  # whose slides are short; the others follow
+REWORKED = ("01", "02", "03", "04", "14")  # whose slides are short; the others follow
 SLIDE_TYPES = ("slide", "subslide", "fragment", "notes", "skip")
 IMPORTS = {"course_utils", "torch", "matplotlib", "IPython", "ipywidgets", *sys.stdlib_module_names}
-PLAY = {"widgets.explorer", "widgets.digit_pad"}
+PLAY = {
+    "widgets.explorer",
+    "widgets.digit_pad",
+    "photo_widgets.photo_attack",
+    "photo_widgets.patch_board",
+}
 WIDGETS = {*PLAY, "check.predict"}  # what makes a widget
 FEWEST = {"00": 1} | dict.fromkeys(REWORKED, 5)  # exercises
 MOST_LINES = 40

@@ -15,7 +15,7 @@ from course_utils.core import files
 
 LECTURES = (
     "start_here cnn fake_images untargeted targeted linear defences "
-    "lwa mine minmax uae confuse evidence defence"
+    "lwa mine minmax uae confuse evidence defence photographs"
 ).split()
 EXERCISES: dict[str, Exercise] = {}
 for lecture in LECTURES:

@@ -15,12 +15,12 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from course_utils.core.geometry import Norm, check_norm
-from course_utils.core.training import predict
+from course_utils.core.training import at_once, predict
 
 Pixels = Float[Tensor, "n c h w"]
 Labels = Int[Tensor, "n"]
 
-CHUNK = {"cpu": 512}  # images worked on at once; other devices take more
+CHUNK = {"cpu": 512}  # images of up to 3×32×32 worked on at once; other devices take more
 CHUNK_ELSEWHERE = 4096
 PACKAGE = str(Path(__file__).resolve().parents[1])
 
@@ -238,8 +238,8 @@ def rows_of(x: Tensor) -> Int[Tensor, "n"]:
     return torch.arange(len(x), device=x.device)
 
 
-def chunks(rows: Int[Tensor, "n"]) -> tuple[Int[Tensor, "m"], ...]:
-    """``rows`` in parts that fit into memory; none for an empty batch."""
+def chunks(rows: Int[Tensor, "n"], x: Tensor) -> tuple[Int[Tensor, "m"], ...]:
+    """``rows`` of images ``x`` in parts that fit into memory; none for an empty batch."""
     if not len(rows):
         return ()
-    return rows.split(CHUNK.get(rows.device.type, CHUNK_ELSEWHERE))
+    return rows.split(at_once(x, CHUNK.get(rows.device.type, CHUNK_ELSEWHERE)))

@@ -1,10 +1,12 @@
 """Image files as people have them: from phones, scanners, screenshots and drawing programs."""
 
+import io
 import os
 import stat
 import warnings
 from numbers import Integral
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -169,31 +171,41 @@ def printable(name: str) -> str:
 # --- reading
 
 
-def read(file: Path, shape: tuple[int, int] | None, grayscale: bool) -> tuple[torch.Tensor, bool]:
+def read(
+    file: Path | bytes, shape: tuple[int, int] | None, grayscale: bool
+) -> tuple[torch.Tensor, bool]:
     """Returns an image file as float32 (C, H, W) in [0,1], and whether it holds more images.
 
-    ``shape`` is (height, width) to resize to, or None. ValueError: see ``data.load_folder``.
+    ``file`` is a path, or what the file holds. ``shape`` is (height, width) to resize to, or None.
+    ValueError: see ``data.load_folder``.
     """
     from PIL import Image, ImageOps
 
     try:
-        if not stat.S_ISREG(os.stat(file).st_mode):  # opening a pipe would wait for ever
-            raise ValueError("it is no file")
-        known = [name for name in FORMATS if name in Image.OPEN]  # image_suffixes has loaded them
+        image_suffixes()  # loads Pillow's readers
+        if not isinstance(file, bytes) and not stat.S_ISREG(os.stat(file).st_mode):
+            raise ValueError("it is no file")  # opening a pipe would wait for ever
+        known = [name for name in FORMATS if name in Image.OPEN]
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             # Given a path, Pillow scrambles an uncompressed TIFF that lies on its side
-            with open(file, "rb") as content, Image.open(content, formats=known) as image:
+            with contents(file) as content, Image.open(content, formats=known) as image:
                 several = getattr(image, "n_frames", 1) > 1
                 scale_transparent_colour(image)
                 white = white_level(image)
                 upright = ImageOps.exif_transpose(image)
                 return pixels(upright, white, shape, grayscale), several
     except Exception as error:  # Pillow raises many kinds on damaged files
+        name = "This file" if isinstance(file, bytes) else file
         raise ValueError(
-            f"{file} cannot be read as an image ({error}); make it readable, save it anew "
+            f"{name} cannot be read as an image ({error}); make it readable, save it anew "
             "as an 8-bit JPEG or PNG of at most 89 megapixels, or remove it."
         ) from error
+
+
+def contents(file: Path | bytes) -> BinaryIO:
+    """The file, opened to read bytes."""
+    return io.BytesIO(file) if isinstance(file, bytes) else open(file, "rb")
 
 
 def scale_transparent_colour(image) -> None:

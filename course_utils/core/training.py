@@ -20,6 +20,7 @@ from course_utils.core import cache, files, models, runtime
 from course_utils.core.images import Images
 
 CHECKPOINT_EVERY = 60  # seconds
+SMALL = 3 * 32 * 32  # numbers in an image of CIFAR-10
 
 NO_GRADIENT = (
     "No gradient reaches the images, so no attack can follow it. "
@@ -134,7 +135,12 @@ def predict(
 ) -> Float[Tensor, "n k"]:
     """``outputs`` in eval mode without gradients, in batches; the model is left as found."""
     with torch.no_grad(), eval_mode(model):
-        return torch.cat([outputs(model, batch) for batch in x.split(batch_size)])
+        return torch.cat([outputs(model, batch) for batch in x.split(at_once(x, batch_size))])
+
+
+def at_once(x: Float[Tensor, "n ..."], images: int) -> int:
+    """How many images like ``x`` take the memory of ``images`` of 3×32×32; no more than these."""
+    return max(1, images * SMALL // max(SMALL, x.shape[1:].numel()))
 
 
 def share(hits: Tensor) -> float:

@@ -215,7 +215,7 @@ def walk(
         for step in range(1, steps + 1):
             if finished is not None and len(rows):
                 rows = rows[~finished(rows, x_adv[rows])]
-            for chunk in chunks(rows):
+            for chunk in chunks(rows, x_adv):
                 x_adv[chunk] = move(step, chunk, x_adv[chunk])
             if on_step is not None:
                 on_step(before + step, x_adv.clone())
@@ -413,7 +413,7 @@ def targeted(
 
     x_adv = walk(model, start.clone(), steps, move, on_step)
     with eval_mode(model):
-        for rows in chunks(rows_of(x)):
+        for rows in chunks(rows_of(x), x):
             best.slope(rows, x_adv[rows])
     return best.x
 
@@ -592,7 +592,7 @@ def random_point(
     Image i draws from a stream of its own, so its start depends on seed, restart and i alone.
     """
     x_adv = x.clone()
-    for rows in chunks(rows_of(x)):
+    for rows in chunks(rows_of(x), x):
         streams = [np.random.default_rng((seed, restart, row)) for row in rows.tolist()]
         noise = np.stack([stream.random(x.shape[1:], dtype=np.float32) for stream in streams])
         length = per_sample(radius[rows], x)

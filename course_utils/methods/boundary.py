@@ -187,7 +187,7 @@ def shorten(
     """Brings those of ``rows`` that are ``beyond`` closer to ``x``, in place; returns ``x_adv``."""
     if len(rows):
         rows = rows[beyond(rows, x_adv[rows])]
-    for some in chunks(rows):
+    for some in chunks(rows, x):
         x_adv[some] = shortened(x[some], x_adv[some], partial(beyond, some), rounds)
     return x_adv
 

@@ -112,7 +112,7 @@ class Search:
     def end_of_round(self, last: Tensor) -> None:
         """Judges the ``last`` images too, and sets the next c of every image."""
         with eval_mode(self.model), torch.no_grad():
-            for rows in chunks(rows_of(last)):
+            for rows in chunks(rows_of(last), last):
                 self.objective(rows, last[rows])
         self.high = torch.where(self.won, self.c, self.high)
         self.low = torch.where(self.won, self.low, self.c)

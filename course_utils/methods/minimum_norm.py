@@ -119,14 +119,14 @@ def search(
 
     def run(before: int) -> None:
         walk(model, x_adv, steps, move, on_step, finished=finished, before=before)
-        for rows in chunks(rows_of(x)[balls.length > 0]):
+        for rows in chunks(rows_of(x)[balls.length > 0], x):
             judge(rows)
 
-    for rows in chunks(rows_of(x)):
+    for rows in chunks(rows_of(x), x):
         judge(rows)
     run(0)
     if sign > 0 and steps:
-        for rows in chunks(rows_of(x)[balls.length > 0]):
+        for rows in chunks(rows_of(x)[balls.length > 0], x):
             ahead = nearest_boundary(model, x[rows], labels[rows], norm=p, softmax=False, box=True)
             x_adv[rows] = balls.start_at(rows, *ahead)
         run(steps)

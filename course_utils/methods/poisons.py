@@ -70,7 +70,7 @@ def perturbed(images: Images, noise: Pixels, eps: float) -> Images:
     if eps == 0:
         return images
     result = torch.empty_like(x)
-    for rows in chunks(rows_of(x)):
+    for rows in chunks(rows_of(x), x):
         clean = x[rows]
         level = (255 * (clean + noise[rows].to(clean))).round()
         low = (255 * (clean - eps) - BLUR).ceil().clamp(min=0)
@@ -266,7 +266,7 @@ def universal_poison(
     with eval_mode(model):
         for _ in range(steps):
             slopes = torch.zeros_like(noise)
-            for rows in chunks(rows_of(x)):
+            for rows in chunks(rows_of(x), x):
                 y = images.y[rows]
                 slope, _ = gradient(partial(loss, rows), (x[rows] + noise[y]).clamp(0, 1))
                 slopes.index_add_(0, y, slope)
@@ -319,7 +319,7 @@ class ErrorMinimisingNoise:
     def errors(self, model: nn.Module) -> int:
         """How many poisoned images ``model`` gets wrong, in its present mode."""
         wrong = 0
-        for rows in chunks(rows_of(self.images.x)):
+        for rows in chunks(rows_of(self.images.x), self.images.x):
             with torch.no_grad():
                 classes = outputs(model, self.poisoned(rows)).argmax(1)
             wrong += (classes != self.images.y[rows]).sum().item()
@@ -367,7 +367,7 @@ def error_minimising(
         for finished in range(1, rounds + 1):
             noise.train(model, learner, islice(supply, batches))
             with eval_mode(model):
-                for rows in chunks(rows_of(images.x)):
+                for rows in chunks(rows_of(images.x), images.x):
                     noise.descend(model, rows, steps, step_size)
                 wrong = noise.errors(model)
             if on_round is not None:
@@ -480,7 +480,7 @@ def tensorclog(
         return norms.exp() + lam * torch.linalg.vector_norm(delta, dim=1)
 
     with eval_mode(model):
-        for rows in chunks(rows_of(x)):
+        for rows in chunks(rows_of(x), x):
             end = descend(partial(clog, rows), x[rows], x[rows], eps, steps, step_size)
             noise[rows] = end - x[rows]
     return SampleWise(images, noise, eps)
