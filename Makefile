@@ -61,7 +61,7 @@ $(BASE): pyproject.toml $(CONSTRAINTS)
 	  echo "Install a newer one, then name it: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 2; }
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv
 	@echo "Installing the course into .venv: some gigabytes, a few minutes, the first time."
-	@$(PIP) --quiet $(PINS) -e '.[cluster]'
+	@$(PIP) --quiet $(PINS) -e '.[cluster,photos]'
 	@touch $@
 
 $(DEV): $(BASE)

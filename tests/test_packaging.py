@@ -16,9 +16,8 @@ from packaging.utils import canonicalize_name
 from course_utils.core.files import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-DIRECT = [
-    Requirement(line) for line in PROJECT["dependencies"] + PROJECT["optional-dependencies"]["dev"]
-]
+EXTRAS = PROJECT["optional-dependencies"]
+DIRECT = [Requirement(line) for line in PROJECT["dependencies"] + EXTRAS["photos"] + EXTRAS["dev"]]
 PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*==[0-9][A-Za-z0-9.]*")
 # Papers and projects may be linked; an index of packages, or a machine of ours, may not be named.
 INDEXES = "|".join(["py" + "pi", "python" + "hosted", "npm" + "js", "ana" + "conda"])
@@ -73,7 +72,7 @@ def test_conda_installs_the_same_package():
     (python,) = [line for line in conda if line.startswith("python ")]
     assert SpecifierSet(python.split(" ", 1)[1]) == SpecifierSet(PROJECT["requires-python"])
     assert len(conda) == 2, "what the course needs stands in pyproject.toml alone"
-    assert pip == {"pip": ["-c constraints.txt", "-e ."]}
+    assert pip == {"pip": ["-c constraints.txt", "-e .[photos]"]}
 
 
 def test_everything_that_is_imported_is_declared():
@@ -81,7 +80,7 @@ def test_everything_that_is_imported_is_declared():
     called = {"ipython": "IPython", "pillow": "PIL", "scikit-learn": "sklearn"}
     declared = {
         called.get(name, name.replace("-", "_"))
-        for extra in (PROJECT["dependencies"], PROJECT["optional-dependencies"]["cluster"])
+        for extra in (PROJECT["dependencies"], *map(EXTRAS.get, ("cluster", "photos")))
         for name in (canonicalize_name(Requirement(line).name) for line in extra)
     }
     imported = set()
@@ -195,7 +194,7 @@ def test_a_given_interpreter_runs_the_gpu_test_as_it_is():
 
 
 def test_versions_are_the_tested_ones_or_the_newest():
-    assert "-c constraints.txt -e '.[cluster]'" in plan("lectures")
+    assert "-c constraints.txt -e '.[cluster,photos]'" in plan("lectures")
     assert "constraints" not in plan("lectures", "CONSTRAINTS=")
 
 

@@ -103,9 +103,14 @@ def in_words(error: Exception) -> str:
 def probe() -> None:
     """Prints name -> (answer, problem) as JSON. The child process calls this."""
     answers = {"torch": (torch_facts(), "")}
-    from course_utils.core import runtime
+    from course_utils.core import photos, runtime
 
-    questions = {"device": device_facts, "scale": runtime.scale, "sets": complete_sets}
+    questions = {
+        "device": device_facts,
+        "scale": runtime.scale,
+        "sets": complete_sets,
+        "photos": photos.missing,
+    }
     for name, ask in questions.items():
         try:
             answers[name] = (ask(), "")
@@ -243,6 +248,11 @@ def data() -> Found:
     return text, str(files.data_dir())
 
 
+def photographs() -> Found:
+    absent = answer("photos")
+    return absent or "the networks and pictures of lecture 14 are there", ""
+
+
 def widgets() -> Found:
     import anywidget
     import ipywidgets
@@ -309,6 +319,7 @@ CHECKS: dict[str, Callable[[], Found]] = {
     "Device": device,
     "Scale": scale,
     "Data": data,
+    "Photographs": photographs,
     "Folders": folders,
 }
 

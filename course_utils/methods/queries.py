@@ -183,7 +183,7 @@ def hopskipjump(
     Chen, Jordan and Wainwright, "HopSkipJumpAttack: A Query-Efficient Decision-Based Attack" (S&P
     2020), Algorithm 2. ``start`` holds an image for each of ``x`` that succeeds already, such as a
     photograph of the target class; without a target it may be left out, and noise is tried. See
-    ``hop`` for the steps.
+    ``hop`` for the steps. A tie that rounding could turn counts as no success.
 
     Each image comes back as the nearest one asked about that succeeds. An image that succeeds as it
     is comes back unchanged, and so does one for which nothing was found: ``succeeded`` tells the

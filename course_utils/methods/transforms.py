@@ -1,7 +1,7 @@
 """What happens to an image between attacker and network: defences, poses, light.
 
-Each function takes (N, C, H, W) in [0,1] and gives the same. All but ``jpeg`` and ``bit_depth``
-have gradients; ``wrappers.straight_through`` lends them some.
+Each function takes (N, C, H, W) in [0,1] and gives the same. ``rounded``, ``jpeg`` and
+``bit_depth`` have no useful gradient; ``wrappers.straight_through`` lends them one.
 """
 
 import io
@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from course_utils.core.inputs import Pixels, check_count, check_images, check_size
+from course_utils.core.inputs import Pixels, check_count, check_images, check_share, check_size
 
 Transform = Callable[[Tensor], Tensor]
 
@@ -58,11 +58,20 @@ def bit_depth(x: Pixels, bits: int = 4) -> Pixels:
 
 
 def blur(x: Pixels, sigma: float = 1.0) -> Pixels:
-    """The images after a Gaussian blur of ``sigma`` pixels; the border is reflected."""
+    """The images after a Gaussian blur of ``sigma`` pixels; the border is reflected.
+
+    Raises:
+        ValueError: a negative ``sigma``, or one of more than a third of the image's side.
+    """
     check_size("sigma", sigma, x)
     if not sigma:
         return x
     reach = math.ceil(3 * sigma)
+    if reach >= min(x.shape[2:]):
+        raise ValueError(
+            f"sigma is {sigma}; give at most {(min(x.shape[2:]) - 1) // 3}, "
+            "a third of the image's side."
+        )
     offsets = torch.arange(-reach, reach + 1, dtype=x.dtype, device=x.device)
     kernel = torch.exp(-offsets.square() / (2 * sigma**2))
     kernel = (kernel / kernel.sum()).expand(x.shape[1], 1, 1, -1)
@@ -72,7 +81,8 @@ def blur(x: Pixels, sigma: float = 1.0) -> Pixels:
 
 
 def rescale(x: Pixels, factor: float = 0.5) -> Pixels:
-    """The images made smaller by ``factor`` and brought back to their size."""
+    """The images made smaller by ``factor`` in [0,1] and brought back to their size."""
+    check_share("factor", factor, "the side to keep")
     small = [max(1, round(factor * side)) for side in x.shape[2:]]
     options = {"mode": "bilinear", "antialias": True}
     return F.interpolate(F.interpolate(x, size=small, **options), size=x.shape[2:], **options)
@@ -88,14 +98,15 @@ def posed(
 ) -> Pixels:
     """The pictures as prints on grey: turned, scaled, moved, and in another light.
 
-    ``turn`` in radians, counter-clockwise; ``across`` and ``down`` are shares of the side. Values
-    are interpolated, so that gradients flow.
+    ``turn`` in radians, counter-clockwise; ``across`` and ``down`` are shares of the width and
+    the height. Values are interpolated, so that gradients flow.
     """
     cos, sin = math.cos(turn) / scale, math.sin(turn) / scale
-    # where the result's pixels come from, in coordinates from −1 to 1
+    tall = x.shape[2] / x.shape[3]
+    # where the result's pixels come from, in coordinates from −1 to 1 along each side
     back = [
-        [cos, -sin, -2 * (across * cos - down * sin)],
-        [sin, cos, -2 * (across * sin + down * cos)],
+        [cos, -sin * tall, -2 * (across * cos - down * sin * tall)],
+        [sin / tall, cos, -2 * (across * sin / tall + down * cos)],
     ]
     grid = F.affine_grid(x.new_tensor([back] * len(x)), list(x.shape), align_corners=False)
     return light * (F.grid_sample(x - 0.5, grid, align_corners=False) + 0.5)

@@ -23,7 +23,7 @@ def straight_through(transform: Transform, x: Pixels) -> Pixels:
     Gradients Give a False Sense of Security" (ICML 2018), section 4.1, with g(x) = x.
     """
     with torch.no_grad():
-        value = transform(x)
+        value = transform(x.detach())  # detached, as a transform may return what it is given
     return value + (x - x.detach())
 
 

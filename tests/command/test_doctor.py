@@ -31,7 +31,7 @@ def probed(monkeypatch):
     """``probed(scale="full", …)`` takes the place of the slow child process."""
 
     def answers(**changed):
-        usual = {"torch": FACTS, "device": DEVICE, "scale": "quick", "sets": []}
+        usual = {"torch": FACTS, "device": DEVICE, "scale": "quick", "sets": [], "photos": ""}
         good = {name: (answer, "") for name, answer in (usual | changed).items()}
         monkeypatch.setattr(doctor, "start_probe", functools.cache(lambda: None))
         monkeypatch.setattr(doctor, "run_probe", functools.cache(lambda: good))
@@ -51,6 +51,12 @@ def test_doctor_finds_nothing(healthy, course):
     for name in doctor.CHECKS:
         assert re.search(rf"^ok +{name}: \S", told, re.M)
     assert torch.__version__ in told and "embedded digits stand in" in told
+
+
+def test_doctor_says_what_is_missing_for_photographs(healthy, probed, course):
+    probed(photos="Photographs need timm, which this Python lacks.")
+    told = course("doctor")  # lecture 14 alone needs it: no problem
+    assert "ok       Photographs: Photographs need timm" in told
 
 
 def test_doctor_s_report_in_a_lecture_names_no_folder(healthy, probed, capsys, tmp_path):
@@ -201,7 +207,8 @@ def test_doctor_runs_where_torch_and_rich_do_not(healthy, tmp_path, source):
     assert pair[0] == "PyTorch"
     assert all(text in pair[1] for text in ("do not work together (", BROKEN[source], cure))
     assert others == [
-        (name, "unknown until PyTorch works.") for name in ("Device", "Scale", "Data")
+        (name, "unknown until PyTorch works.")
+        for name in ("Device", "Scale", "Data", "Photographs")
     ]
 
 
