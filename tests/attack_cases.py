@@ -6,6 +6,7 @@ from torch import nn
 
 from course_utils.core import models
 from course_utils.core.runtime import generator, seeded
+from course_utils.core.training import gradients_on
 from course_utils.methods import attacks
 from course_utils.methods.attacks import adv_loss, adv_loss_sign, fgsm, pgd, succeeded, targeted
 from course_utils.methods.boundary import adv_alpha, deepfool
@@ -29,8 +30,9 @@ def hopskipjump_in_steps(model, x, y=None, *, target=None, steps, **settings):
 
 def seen_as(target):
     """Images that ``build()`` sees as ``target``."""
-    grey = torch.full((len(target), 1, 4, 4), 0.5)
-    return pgd(build(), grey, target=target, eps=0.5, step_size=0.1, random_start=True)
+    with gradients_on():
+        grey, target = torch.full((len(target), 1, 4, 4), 0.5), target.clone()
+        return pgd(build(), grey, target=target, eps=0.5, step_size=0.1, random_start=True)
 
 
 CASES = {

@@ -20,7 +20,7 @@ from course_utils.core.training import at_once, predict
 Pixels = Float[Tensor, "n c h w"]
 Labels = Int[Tensor, "n"]
 
-CHUNK = {"cpu": 512}  # images of up to 3×32×32 worked on at once; other devices take more
+CHUNK = {"cpu": 512}  # digits worked on at once, and fewer larger images; other devices take more
 CHUNK_ELSEWHERE = 4096
 PACKAGE = str(Path(__file__).resolve().parents[1])
 

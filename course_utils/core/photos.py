@@ -116,17 +116,23 @@ def lite(name: str) -> nn.Module:
     file = getattr(package, f"Efficientnet{name.capitalize()}ModelFile").get_model_file_path()
     weights = [w for key, w in torch.load(file, weights_only=True).items() if counts(key)]
     keys = [key for key in net.state_dict() if counts(key)]
-    net.load_state_dict(dict(zip(keys, weights, strict=True)), strict=False)
+    try:
+        net.load_state_dict(dict(zip(keys, weights, strict=True)), strict=False)
+    except (RuntimeError, ValueError) as error:  # other shapes, or another number of them
+        raise misfit(name, f"has weights that timm does not take ({error})") from error
     model = nn.Sequential(Standardise([0.5] * 3, [0.5] * 3), net).eval()
     with torch.no_grad():
         logits = model(probe())[0, list(PROVEN)]
     if not torch.allclose(logits, torch.tensor(PROOF[name]), atol=1e-3):
-        raise ValueError(
-            f"{name} gives the logits {logits.tolist()} for the stored image instead of "
-            f"{PROOF[name]}: timm and {weights_package(name)} do not fit together. "
-            "Install the versions of constraints.txt."
-        )
+        raise misfit(name, f"gives the logits {logits.tolist()} instead of {PROOF[name]}")
     return model
+
+
+def misfit(name: str, what: str) -> ValueError:
+    return ValueError(
+        f"{name} {what}: timm and {weights_package(name)} do not fit together. "
+        "Install the versions of constraints.txt."
+    )
 
 
 def counts(key: str) -> bool:

@@ -179,7 +179,7 @@ def read(
     ``file`` is a path, or what the file holds. ``shape`` is (height, width) to resize to, or None.
     ValueError: see ``data.load_folder``.
     """
-    from PIL import Image, ImageOps
+    from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
         image_suffixes()  # loads Pillow's readers
@@ -197,8 +197,11 @@ def read(
                 return pixels(upright, white, shape, grayscale), several
     except Exception as error:  # Pillow raises many kinds on damaged files
         name = "This file" if isinstance(file, bytes) else file
+        # Pillow's own words for it hold an address of memory
+        unknown = isinstance(error, UnidentifiedImageError)
+        reason = "its format is not known" if unknown else error
         raise ValueError(
-            f"{name} cannot be read as an image ({error}); make it readable, save it anew "
+            f"{name} cannot be read as an image ({reason}); make it readable, save it anew "
             "as an 8-bit JPEG or PNG of at most 89 megapixels, or remove it."
         ) from error
 

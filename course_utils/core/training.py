@@ -20,7 +20,7 @@ from course_utils.core import cache, files, models, runtime
 from course_utils.core.images import Images
 
 CHECKPOINT_EVERY = 60  # seconds
-SMALL = 3 * 32 * 32  # numbers in an image of CIFAR-10
+SMALL = 28 * 28  # numbers in a digit
 
 NO_GRADIENT = (
     "No gradient reaches the images, so no attack can follow it. "
@@ -139,7 +139,7 @@ def predict(
 
 
 def at_once(x: Float[Tensor, "n ..."], images: int) -> int:
-    """How many images like ``x`` take the memory of ``images`` of 3×32×32; no more than these."""
+    """How many images like ``x`` take the memory of ``images`` digits; no more than these."""
     return max(1, images * SMALL // max(SMALL, x.shape[1:].numel()))
 
 

@@ -27,10 +27,10 @@ def attacked(
     ``photos`` is missing it says so, and shows the stored picture.
     """
     if photos.missing():
-        files.say(f"{photos.missing()} Until then this is the stored picture of lecture 00.")
+        files.say(f"{photos.missing()}\nUntil then this is the stored picture of lecture 00.")
         return (
             stored(),
-            "The stored picture: a cat, fifty times a change, and the result, a gibbon.",
+            "Stored: a cat, fifty times a change, and the result, a gibbon.",
         )
     model = photos.classifier()
     images = photos.load_photos()[0]

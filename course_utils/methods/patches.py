@@ -8,7 +8,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from course_utils.core import cache, photos, pictures
-from course_utils.core.inputs import Pixels, check_count, check_images
+from course_utils.core.inputs import (
+    Pixels,
+    check_classes,
+    check_count,
+    check_images,
+    described,
+    first_outputs,
+)
 from course_utils.core.training import eval_mode, gradients_on, outputs
 from course_utils.methods.transforms import Transform
 
@@ -43,11 +50,15 @@ def random_place(x: Pixels, patch: Patch, generator: torch.Generator) -> Place:
     return row, column
 
 
-def check_side(side: int, x: Pixels) -> None:
-    """Refuses a patch that does not fit on the images."""
+def check_task(model: nn.Module, x: Pixels, target: int, side: int) -> None:
+    """Refuses what are no images, a patch that does not fit on them, and an unknown class."""
+    check_images("x", x)
+    if x.dim() != 4 or not len(x):
+        raise ValueError(f"x is {described(x)}; give one image or more, shape (N, C, H, W).")
     check_count("side", side, 1)
     if side > min(x.shape[2:]):
         raise ValueError(f"side is {side}; give at most {min(x.shape[2:])}, the images' side.")
+    check_classes(first_outputs(model, x[:1]), "target", torch.tensor([target]))
 
 
 def scattered(x: Pixels, patch: Patch, count: int, generator: torch.Generator) -> Pixels:
@@ -79,16 +90,16 @@ def train_patch(
     ``transforms.random_pose``. ``on_step(step, patch, loss)`` is called after every step.
 
     Raises:
-        ValueError: images outside [0,1], a patch larger than they are, or a wrong count.
+        ValueError: no images in [0,1], a patch larger than they are, a class that the model does
+            not know, or a wrong count.
     """
-    check_images("x", x)
-    check_side(side, x)
+    check_task(model, x, target, side)
     check_count("batch", batch, 1)
     check_count("steps", steps, 0)
     generator = generator or torch.Generator().manual_seed(0)
-    patch = x.new_full((x.shape[1], side, side), 0.5).requires_grad_()
-    adam = torch.optim.Adam([patch], lr=step_size)
     with gradients_on(), eval_mode(model):
+        patch = x.new_full((x.shape[1], side, side), 0.5).requires_grad_()
+        adam = torch.optim.Adam([patch], lr=step_size)
         for step in range(1, steps + 1):
             views = scattered(x, patch, batch, generator)
             if draw is not None and step % 2:

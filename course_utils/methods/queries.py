@@ -28,7 +28,7 @@ from course_utils.core.inputs import (
     one_each,
 )
 from course_utils.core.training import predict
-from course_utils.methods.attacks import OnStep, drawn_seed, fooled, keep_better, lead, margin, walk
+from course_utils.methods.attacks import OnStep, drawn_seed, fooled, keep_better, lead, walk
 
 Image = Float[Tensor, "c h w"]
 Queries = Generator[Image, bool, Image]  # yields what it asks about, gets whether that succeeds
@@ -65,10 +65,11 @@ def square(
     Andriushchenko et al., "Square Attack: a query-efficient black-box adversarial attack via random
     search" (ECCV 2020), Algorithms 1 and 2. The second query is of vertical stripes, one sign per
     column and channel. Each later one changes a square at a random place, one sign per channel, and
-    is kept if ``height`` grows. A square that would change nothing takes the opposite signs, so
-    that no query is wasted. The first square covers the ``share`` of the image. The paper takes
-    0.05 for usual networks and 0.8 for robust ones, at 10,000 queries; with a tenth of them 0.8
-    does better on usual ones too. Its schedule of the later squares is scaled to ``queries``.
+    is kept if the lead of the best other class over ``y`` grows, or that of ``target`` over all
+    others. A square that would change nothing takes the opposite signs, so that no query is wasted.
+    The first square covers the ``share`` of the image. The paper takes 0.05 for usual networks and
+    0.8 for robust ones, at 10,000 queries; with a tenth of them 0.8 does better on usual ones too.
+    The schedule of the later squares is scaled to ``queries``.
 
     An image rests once it succeeds; one that succeeds as it is comes back unchanged. ``eps`` is a
     number, or one per image.
@@ -91,23 +92,12 @@ def square(
             tried = proposals.squares(rows, now, side_of(x, share, step / queries))
         logits = predict(model, tried)
         won[rows] = fooled(logits, labels[rows], sign, times=2)  # so that no rounding changes it
-        if step == 1:
-            return now
-        reached = height(logits, labels[rows], sign)
-        better = won[rows] | (reached > best[rows]) | (step == 2)
+        reached = sign * lead(logits, labels[rows])[0]
+        better = won[rows] | (reached > best[rows]) | (step == 2)  # the stripes in any case
         best[rows] = torch.where(better, reached.to(best), best[rows])
         return torch.where(better[:, None, None, None], tried, now)
 
     return walk(model, x.clone(), queries, move, on_step, finished=lambda rows, _: won[rows])
-
-
-def height(logits: Float[Tensor, "n k"], labels: Labels, sign: int) -> Float[Tensor, "n"]:
-    """What the Square Attack climbs: the lead over the label or, to reach it, its log-odds.
-
-    They rank images as the paper's losses do: the difference of two logits to leave a class, the
-    cross-entropy to reach one.
-    """
-    return lead(logits, labels)[0] if sign > 0 else -margin(logits, labels)
 
 
 def side_of(x: Tensor, share: float, spent: float) -> int:

@@ -7,6 +7,8 @@ import pytest
 import torch
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
+from course_utils.command import notebooks
+from course_utils.core import photos
 from course_utils.lesson.photo_widgets import png_of
 
 pytestmark = pytest.mark.browser
@@ -70,6 +72,9 @@ navigator.mediaDevices.getUserMedia = async () => (window.stream = canvas.captur
 NO_CAMERA = "Object.defineProperty(navigator, 'mediaDevices', { value: undefined });"
 
 
+KERNEL = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+
+
 @pytest.fixture
 def root(tmp_path):
     """A course with one lecture: the set-up and both widgets, each on a slide."""
@@ -82,8 +87,7 @@ def root(tmp_path):
         new_markdown_cell("## Patch", metadata=slide),
         new_code_cell(BOARD, metadata={"jupyter": {"source_hidden": True}}),
     ]
-    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
-    nbformat.write(new_notebook(cells=cells, metadata=kernel), tmp_path / "14_widgets.ipynb")
+    nbformat.write(new_notebook(cells=cells, metadata=KERNEL), tmp_path / "14_widgets.ipynb")
     return tmp_path
 
 
@@ -132,6 +136,36 @@ def test_an_uploaded_photograph_and_a_typed_target_change_picture_and_label(open
     attacked.get_by_label("Photograph").select_option("sand")
     attacked.get_by_text("seen as toaster").wait_for()
     attacked.locator("img.widget-image").wait_for(state="visible")
+
+
+@pytest.fixture
+def with_the_network(lab, tmp_path):
+    """The set-up of lecture 14 and its attack on one's own photograph."""
+    cells = notebooks.code_cells(notebooks.read(notebooks.find(["14"])[0]))
+    chosen = [cell for cell in cells if cell.id in ("14-setup", "14-photo-attack")]
+    nbformat.write(new_notebook(cells=chosen, metadata=KERNEL), tmp_path / "14_attack.ipynb")
+    return lab(tmp_path / "14_attack.ipynb").run_all()
+
+
+def test_the_lecture_s_own_attack_answers_within_five_seconds(with_the_network, tmp_path):
+    pytest.importorskip("timm")
+    page, own = with_the_network.page, tmp_path / "own.png"
+    attacked = part(page, ".widget-upload")
+    attacked.get_by_text("then as gibbon").wait_for()
+    own.write_bytes(png_of(photos.load_photos().x[4]))
+    start = time.monotonic()
+    with with_the_network.picture_changes(page.locator(".widget-upload")):
+        upload(page, own)
+        attacked.get_by_text("working …").wait_for()
+    attacked.get_by_text("then as gibbon").wait_for()
+    assert time.monotonic() - start < 5
+    page.get_by_label("Target class").click()
+    page.keyboard.type("toaster")
+    start = time.monotonic()
+    page.keyboard.press("Enter")
+    attacked.get_by_text("then as toaster").wait_for()
+    assert time.monotonic() - start < 5
+    with_the_network.screenshot("own photograph", of=attacked)
 
 
 def test_a_photograph_is_taken_with_the_camera(page, lab, root):

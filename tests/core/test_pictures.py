@@ -322,6 +322,45 @@ def test_files_that_cannot_be_read_are_named_with_a_cure(cat):
     refused(cat, cat / "a.png", "it is no file")
 
 
+@pytest.mark.parametrize("content", [b"", b"no image at all" * 99, b"\xff\xd8\xff\xe0"])
+def test_no_message_holds_an_address_of_memory(content, tmp_path):
+    put(tmp_path / "a.png", content)
+    for source, name in ((content, "This file"), (tmp_path / "a.png", str(tmp_path / "a.png"))):
+        with pytest.raises(ValueError) as error:
+            pictures.read(source, None, grayscale=False)
+        message = str(error.value)
+        assert message.startswith(f"{name} cannot be read as an image (")
+        assert not any(word in message for word in ("0x", "<_io", "object at"))
+
+
+@given(
+    form=st.sampled_from(["PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP"]),
+    grayscale=st.booleans(),
+    shape=st.sampled_from([None, (3, 4)]),
+)
+def test_bytes_are_read_as_their_file_is(form, grayscale, shape):
+    """An upload of a widget is bytes."""
+    levels = np.arange(6 * 5 * 3, dtype=np.uint8).reshape(6, 5, 3) * 2
+    content = io.BytesIO()
+    Image.fromarray(levels).save(content, form)
+    with tempfile.TemporaryDirectory() as folder:
+        put(Path(folder) / "a", content.getvalue())
+        expected, several = pictures.read(Path(folder) / "a", shape, grayscale)
+    x, also_several = pictures.read(content.getvalue(), shape, grayscale)
+    assert torch.equal(x, expected) and also_several is several is False
+    assert x.shape == (1 if grayscale else 3, *(shape or (6, 5)))
+    if form in ("PNG", "BMP", "TIFF") and not grayscale and not shape:
+        assert torch.equal((255 * x).round().byte(), torch.tensor(levels).permute(2, 0, 1))
+
+
+def test_bytes_tell_whether_there_are_more_images():
+    frames = [Image.new("L", (4, 4), grey) for grey in (10, 200)]
+    content = io.BytesIO()
+    frames[0].save(content, "GIF", save_all=True, append_images=frames[1:])
+    x, several = pictures.read(content.getvalue(), None, grayscale=True)
+    assert several and (255 * x).round().unique().tolist() == [10]
+
+
 @pytest.mark.parametrize("sides", [(10_000, 9_000), (20_000, 10_000)])  # a warning, an error
 def test_huge_images_are_refused_before_they_are_read(cat, sides):
     width, height = sides

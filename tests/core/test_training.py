@@ -16,7 +16,7 @@ from course_utils.core import models, runtime, training
 from course_utils.core.by_value import described
 from course_utils.core.cache import keep_weights
 from course_utils.core.data import Images
-from course_utils.core.training import accuracy, eval_mode, fit, predict, trained
+from course_utils.core.training import accuracy, at_once, eval_mode, fit, predict, trained
 
 torch.set_num_threads(1)
 
@@ -389,6 +389,34 @@ def test_predict_is_the_model_in_eval_mode_in_any_batch_size(batch_size, trainin
     assert not logits.requires_grad
     assert model.training is training_mode
     assert torch.equal(weights(model), before)  # the statistics of batch norm too
+
+
+@pytest.mark.parametrize(
+    "shape", [(1, 4, 4), (1, 28, 28), (3, 32, 32), (3, 224, 224), (3, 999, 999)]
+)
+def test_so_many_images_at_once_that_large_ones_take_no_more_memory(shape):
+    x = torch.zeros(1).expand(2, *shape)
+    count = at_once(x, 100)
+    room, size = 100 * training.SMALL, max(training.SMALL, x[0].numel())
+    assert 1 <= count <= 100
+    assert count == 1 or count * size <= room
+    assert (count + 1) * size > room  # one more would not fit
+    assert at_once(x, 1) == 1
+
+
+def test_photographs_go_through_a_model_in_small_batches():
+    class Mean(nn.Module):
+        def forward(self, x):
+            sizes.append(len(x))
+            return x.flatten(2).mean(2)
+
+    sizes = []
+    x = torch.rand(7, 3, 64, 64, generator=runtime.generator(0))
+    room = 3 * 3 * 64 * 64 // training.SMALL  # that of three such images
+    torch.testing.assert_close(predict(Mean(), x, room), x.mean((2, 3)))
+    few = at_once(x, room)
+    assert 1 < few <= 3
+    assert sizes == [few] * (7 // few) + [7 % few] * (7 % few > 0)
 
 
 def test_accuracy_is_a_share():

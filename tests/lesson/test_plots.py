@@ -138,6 +138,46 @@ def test_show_gives_a_png_with_alternative_text_and_the_data_set(ax, shown):
     assert min(text.get_fontsize() for text in texts(fig)) >= 11
 
 
+def opened(png: bytes) -> Image.Image:
+    return Image.open(io.BytesIO(png))
+
+
+def test_a_figure_with_photographs_is_reduced_to_few_colours():
+    smooth = torch.stack(torch.meshgrid(*[torch.linspace(0, 1, 96)] * 2, indexing="ij"))
+    photo = torch.cat([smooth, 1 - smooth[:1]])[None]
+    fig = plots.images(photo, size=2)
+    whole, few = plots.drawn(fig), plots.drawn(fig, colours=64)
+    assert opened(whole).mode == "RGBA" and opened(few).mode == "P"
+    assert len(opened(few).getcolors()) <= 64 < len(opened(whole).getcolors(2**24))
+    assert len(few) < 0.7 * len(whole)
+    assert opened(few).size == opened(whole).size
+    off = [np.asarray(opened(png).convert("RGB")).astype(float) for png in (whole, few)]
+    assert abs(off[0] - off[1]).mean() < 12  # of 255
+
+
+@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 32, 32), (1, 96, 96)])
+def test_other_figures_keep_all_their_colours(shape, ax):
+    fig = plots.images(noise(2, *shape))
+    assert plots.drawn(fig, colours=8) == plots.drawn(fig)
+    ax.plot([0, 1])
+    assert plots.drawn(ax.figure, colours=8) == plots.drawn(ax.figure)
+
+
+@pytest.mark.parametrize(
+    ("shape", "photo"),
+    [((3, 32, 32), False), ((3, 33, 33), True), ((3, 32, 60), False), ((1, 224, 224), False)],
+)
+def test_a_photo_has_colours_and_many_pixels(shape, photo, ax):
+    plots.draw_image(ax, noise(*shape))
+    assert plots.is_photo(ax.images[0]) is photo
+
+
+def test_show_keeps_256_colours_of_a_photograph(shown):
+    plots.show(plots.images(noise(1, 3, 64, 64)), "Noise.", "none")
+    picture = opened(base64.b64decode(shown[0]._repr_png_()[0]))
+    assert picture.mode == "P" and len(picture.getcolors()) <= 256
+
+
 def test_nothing_stays_open_in_pyplot(shown):
     plots.show(plots.images(noise(2, 1, 8, 8)), "Noise.", "none")
     assert _pylab_helpers.Gcf.get_all_fig_managers() == []

