@@ -144,7 +144,7 @@ def opened(png: bytes) -> Image.Image:
 
 def test_a_figure_with_photographs_is_reduced_to_few_colours():
     smooth = torch.stack(torch.meshgrid(*[torch.linspace(0, 1, 96)] * 2, indexing="ij"))
-    photo = torch.cat([smooth, 1 - smooth[:1]])[None]
+    photo = 0.8 * torch.cat([smooth, 1 - smooth[:1]])[None] + 0.2 * noise(1, 3, 96, 96)
     fig = plots.images(photo, size=2)
     whole, few = plots.drawn(fig), plots.drawn(fig, colours=64)
     assert opened(whole).mode == "RGBA" and opened(few).mode == "P"
