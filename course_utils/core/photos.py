@@ -23,7 +23,6 @@ from course_utils.core.inputs import Pixels
 
 SIDE = 224  # pixels
 GIBBON = 368
-PANDA = 388
 TOASTER = 859
 # Four logits of each network for ``probe()``: weights in another order would give others.
 PROOF = {

@@ -97,7 +97,7 @@ def test_weights_in_another_order_are_refused(monkeypatch):
 
     def swapped(*arguments, **keywords):
         state = load(*arguments, **keywords)
-        first, second = [key for key in state if "_bn0" in key and photos.counts(key)][2:4]
+        first, second = [key for key in state if key.endswith(("_bn0.weight", "_bn0.bias"))][:2]
         assert state[first].shape == state[second].shape
         return state | {first: state[second], second: state[first]}
 
@@ -211,14 +211,14 @@ def test_class_names_are_a_thousand_different_ones():
     names = photos.class_names()
     assert len(names) == len(set(names)) == 1000
     assert all(name == name.strip() and name for name in names)
-    known = {photos.GIBBON: "gibbon", photos.PANDA: "giant panda", photos.TOASTER: "toaster"}
+    known = {photos.GIBBON: "gibbon", 388: "giant panda", photos.TOASTER: "toaster"}
     assert {i: names[i] for i in known} == known
     assert names[134] == "crane 134" and names[517] == "crane 517"  # a bird and a machine
 
 
 def test_find_looks_for_a_part_of_the_name():
     assert photos.find("gibbon") == photos.find("GIBBON") == [photos.GIBBON]
-    assert photos.find("panda") == [387, photos.PANDA]
+    assert photos.find("panda") == [387, 388]
     assert photos.find("crane") == [134, 517]
     assert photos.find("no such thing") == []
     assert len(photos.find("")) == 1000
@@ -266,11 +266,12 @@ def test_the_square_in_the_middle_is_kept(upright):
     assert torch.equal(photos.read(file_of(whole)), photos.read(file_of(middle)))
 
 
-def test_a_smaller_size_is_the_mean_of_pixels():
-    fine = photos.read(file_of(picture(448, 448)))
-    coarse = torch.tensor(np.array(picture(224, 224))).permute(2, 0, 1)[None] / 255
-    inside = (slice(None), slice(None), slice(10, 46), slice(66, 102))  # no edge of a patch
-    assert_close(fine[inside], coarse[inside], atol=1 / 255, rtol=0)
+def test_a_picture_is_made_smaller_as_pillow_does_it():
+    levels = (60 + 130 * noise(448, 448, 3)).byte().numpy()  # Pillow clips twice
+    theirs = Image.fromarray(levels).resize((224, 224), Image.Resampling.BICUBIC)
+    theirs = torch.tensor(np.array(theirs)).permute(2, 0, 1)[None] / 255
+    ours = photos.read(file_of(Image.fromarray(levels)))
+    assert_close(ours, theirs, atol=1.01 / 255, rtol=0)
 
 
 def test_a_photo_on_its_side_is_turned():
@@ -314,9 +315,10 @@ def test_a_saved_image_is_read_back_byte_for_byte(tmp_path):
     assert torch.equal(photos.read(tmp_path / "a.png"), x)
 
 
-def test_saving_rounds_to_the_nearest_grey_level(tmp_path):
-    levels = torch.arange(224.0).expand(3, 224, 224)
-    photos.save(tmp_path / "a.png", (levels + 0.4) / 255)
+@pytest.mark.parametrize("off", [-0.4, 0.4])
+def test_saving_rounds_to_the_nearest_grey_level(off, tmp_path):
+    levels = 1 + torch.arange(224.0).expand(3, 224, 224)
+    photos.save(tmp_path / "a.png", (levels + off) / 255)
     assert torch.equal((255 * photos.read(tmp_path / "a.png")[0]).round(), levels)
 
 
