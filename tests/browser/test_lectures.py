@@ -25,7 +25,7 @@ def widget(page, what: str):
 WHOLE = ("00", "03")
 
 
-@pytest.mark.parametrize("number", "00 02 03 04 05 06 07 08 09 10 11 12 13".split())
+@pytest.mark.parametrize("number", "00 02 03 04 05 06 07 08 09 10 11 12 13 14".split())
 def test_a_slider_moves_the_picture(lab, number):
     notebook = lab(lecture(number))
     notebook.run_all() if number in WHOLE else notebook.run_to_widget()
