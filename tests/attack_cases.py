@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from course_utils.core import models
+from course_utils.core import data, models
 from course_utils.core.runtime import generator, seeded
-from course_utils.core.training import gradients_on
+from course_utils.core.training import fit, gradients_on, predict
 from course_utils.methods import attacks
 from course_utils.methods.attacks import adv_loss, adv_loss_sign, fgsm, pgd, succeeded, targeted
 from course_utils.methods.boundary import adv_alpha, deepfool
@@ -108,6 +108,15 @@ def build(kind="mlp", classes=4, scale=1.0, dtype=torch.float32):
     for parameter in model[-1].parameters():
         parameter.data *= 4 * scale
     return model.to(dtype)
+
+
+def trained_on_digits():
+    """The slides' CNN after a short training on the embedded digits, and the test images it gets right."""
+    train, test = data.load("digits")
+    with seeded(0):
+        model = models.slides_cnn()
+    fit(model, train[:3000], epochs=3, verbose=False)
+    return model.eval(), test[predict(model, test.x).argmax(1) == test.y]
 
 
 def linear(kind):

@@ -5,7 +5,6 @@ with the weights of small packages; the photographs ship with scikit-image, scik
 foolbox. Images are in [0,1] and of 224×224 pixels, and normalisation is a layer of the model.
 """
 
-import io
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
@@ -248,9 +247,4 @@ def fitted(image: Float[Tensor, "3 h w"]) -> Pixels:
 
 def save(path: Path, image: Float[Tensor, "3 h w"]) -> None:
     """Writes an image in [0,1] as PNG, rounded to grey levels."""
-    from PIL import Image
-
-    levels = (image.detach() * 255).round().byte().cpu().permute(1, 2, 0).numpy()
-    file = io.BytesIO()
-    Image.fromarray(levels).save(file, format="PNG")
-    files.write_atomic(path, file.getvalue())
+    files.write_atomic(path, pictures.png_of(image))

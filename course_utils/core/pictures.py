@@ -288,6 +288,16 @@ def on_white(image):
     return image.convert("RGB")
 
 
+def png_of(image: torch.Tensor) -> bytes:
+    """Returns an image (3, H, W) in [0,1], rounded to grey levels, as the bytes of a PNG file."""
+    from PIL import Image
+
+    levels = (image.detach() * 255).round().byte().cpu().permute(1, 2, 0).contiguous().numpy()
+    file = io.BytesIO()
+    Image.fromarray(levels).save(file, format="PNG")
+    return file.getvalue()
+
+
 def report(others: list[Path], several: list[Path]) -> None:
     """Prints which files were not read, and of which only the first image was."""
     if others:

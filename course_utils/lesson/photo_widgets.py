@@ -4,7 +4,6 @@ As in ``widgets``, a lecture gives plain functions, which can be tested without 
 """
 
 import base64
-import io
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from course_utils.core.inputs import check_images
+from course_utils.core.pictures import png_of
 from course_utils.lesson.widgets import Drawing, Picture, lay_out, set_visible
 
 OWN = "my own photograph"
@@ -303,16 +303,6 @@ def check_photos(name: str, photos: Mapping[str, Photograph]) -> None:
             got = tuple(image.shape) if isinstance(image, Tensor) else type(image).__name__
             raise ValueError(f"{name}[{title!r}] is {got}; give a colour image (3, H, W).")
         check_images(f"{name}[{title!r}]", image[None])
-
-
-def png_of(image: Photograph) -> bytes:
-    """Returns an image (3, H, W) in [0,1], rounded to 256 levels, as the bytes of a PNG file."""
-    from PIL import Image
-
-    pixels = (image * 255).round().byte().permute(1, 2, 0).contiguous().numpy()
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, format="PNG")
-    return file.getvalue()
 
 
 def data_url(image: Photograph) -> str:

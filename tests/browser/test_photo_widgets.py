@@ -9,7 +9,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from course_utils.command import notebooks
 from course_utils.core import photos
-from course_utils.lesson.photo_widgets import png_of
+from course_utils.core.pictures import png_of
 
 pytestmark = pytest.mark.browser
 
@@ -20,7 +20,8 @@ import numpy as np
 import torch
 from PIL import Image
 from torch.nn.functional import interpolate
-from course_utils.lesson.photo_widgets import patch_board, photo_attack, png_of
+from course_utils.core.pictures import png_of
+from course_utils.lesson.photo_widgets import patch_board, photo_attack
 
 def read(content):
     try:

@@ -13,6 +13,7 @@ import torch
 from hypothesis import given
 from PIL import Image
 
+from course_utils.core.pictures import png_of
 from course_utils.lesson import photo_widgets
 from course_utils.lesson.photo_widgets import (
     OWN,
@@ -22,7 +23,6 @@ from course_utils.lesson.photo_widgets import (
     find_class,
     patch_board,
     photo_attack,
-    png_of,
     unlike,
 )
 

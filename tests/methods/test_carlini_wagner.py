@@ -7,12 +7,21 @@ import copy
 
 import pytest
 import torch
-from attack_cases import batch, build, f64, linear, network_and_batch, one_by_one, same_pixels
+from attack_cases import (
+    batch,
+    build,
+    f64,
+    linear,
+    network_and_batch,
+    one_by_one,
+    same_pixels,
+    trained_on_digits,
+)
 
-from course_utils.core import data, inputs, models
+from course_utils.core import inputs, models
 from course_utils.core.geometry import norm
-from course_utils.core.runtime import generator, seeded
-from course_utils.core.training import fit, predict
+from course_utils.core.runtime import generator
+from course_utils.core.training import predict
 from course_utils.methods.attacks import fooled, lead, succeeded
 from course_utils.methods.carlini_wagner import carlini_wagner
 
@@ -194,13 +203,9 @@ def test_bad_settings_are_refused(wrong, message):
 @pytest.fixture(scope="module")
 def victim():
     """The slides' CNN after a short training on the embedded digits, and images that it gets right."""
-    train, test = data.load("digits")
-    with seeded(0):
-        model = models.slides_cnn()
-    fit(model, train[:3000], epochs=3, verbose=False)
-    right = (predict(model, test.x).argmax(1) == test.y).nonzero()[:30, 0]
-    noise = 0.02 * torch.rand(test.x[right].shape, generator=generator(0))
-    return model, (0.98 * test.x[right] + noise), test.y[right]
+    model, images = trained_on_digits()
+    x = images.x[:30]
+    return model, 0.98 * x + 0.02 * torch.rand(x.shape, generator=generator(0)), images.y[:30]
 
 
 @pytest.mark.slow

@@ -5,14 +5,14 @@ What every attack owes is asked in ``test_attacks.py``.
 
 import pytest
 import torch
-from attack_cases import batch, build, f64, linear, network_and_batch, seen_as
+from attack_cases import batch, build, f64, linear, network_and_batch, seen_as, trained_on_digits
 from torch import nn
 from torch.testing import assert_close
 
-from course_utils.core import data, models
+from course_utils.core import models
 from course_utils.core.geometry import norm
 from course_utils.core.runtime import generator, seeded
-from course_utils.core.training import fit, predict
+from course_utils.core.training import predict
 from course_utils.methods.attacks import fooled, succeeded
 from course_utils.methods.queries import halvings, hopskipjump, leapt, side_of, square
 
@@ -300,12 +300,8 @@ def test_bad_input_is_refused(attack, wrong, message):
 @pytest.fixture(scope="module")
 def victim():
     """The slides' CNN after a short training on the embedded digits, and images it gets right."""
-    train, test = data.load("digits")
-    with seeded(0):
-        model = models.slides_cnn()
-    fit(model, train[:3000], epochs=3, verbose=False)
-    right = (predict(model, test.x).argmax(1) == test.y).nonzero()[:300:3, 0]  # of all classes
-    return model.eval(), test.x[right], test.y[right]
+    model, images = trained_on_digits()
+    return model, images.x[:300:3], images.y[:300:3]  # of all classes
 
 
 def test_the_schedule_is_that_of_torchattacks():
