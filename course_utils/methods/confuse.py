@@ -15,11 +15,10 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from course_utils.core import cache, runtime, training
+from course_utils.core import cache, runtime, stored, training
 from course_utils.core.generators import digit_generator, noise_autoencoder
 from course_utils.core.images import Images
 from course_utils.core.inputs import Labels, Pixels, check_count, check_eps, first_outputs
@@ -28,7 +27,6 @@ from course_utils.methods.poisons import perturbed
 
 Weights = dict[str, Tensor]
 Target = Callable[[Labels], Labels]
-PRETRAINED = cache.PACKAGE / "pretrained"
 
 
 def bounded(raw: Pixels, eps: float) -> Pixels:
@@ -390,17 +388,9 @@ def rows_of_passes(images: int, count: int) -> Labels:
 # --- the generators that come with the course
 
 
-def shipped_path(data: str) -> Path:
-    """Where the generator for images with this ``source`` lies."""
-    name = "mnist" if data == "MNIST" else "digits"
-    return PRETRAINED / f"confuse-{name}.safetensors"
-
-
 def save(poison: Generated, data: str) -> Path:
     """Keeps a learned ``digit_generator`` in the package, for ``shipped(data)``."""
-    path = shipped_path(data)
-    cache.keep_weights(path, poison.generator, eps=str(poison.eps))
-    return path
+    return stored.save("confuse", data, poison.generator, eps=str(poison.eps))
 
 
 def shipped(data: str, device: torch.device | str = "cpu") -> Generated:
@@ -413,15 +403,6 @@ def shipped(data: str, device: torch.device | str = "cpu") -> Generated:
     Raises:
         RuntimeError: the file is missing or damaged.
     """
-    path = shipped_path(data)
     generator = digit_generator()
-    try:
-        with safe_open(path, framework="pt") as file:
-            generator.load_state_dict({name: file.get_tensor(name) for name in file.keys()})
-            eps = float(file.metadata()["eps"])
-    except Exception as error:  # any damage has the same cure
-        raise RuntimeError(
-            f"{path} is missing or damaged ({error}); install the course again, "
-            "or run lecture 11 at full scale, which makes it."
-        ) from error
-    return Generated(generator.to(device).eval(), eps)
+    facts = stored.load("confuse", data, generator)
+    return Generated(generator.to(device), float(facts["eps"]))

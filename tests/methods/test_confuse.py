@@ -12,7 +12,7 @@ from torch import nn
 from torch.func import functional_call
 from torch.nn.utils import parameters_to_vector
 
-from course_utils.core import models, runtime, training
+from course_utils.core import models, runtime, stored, training
 from course_utils.core.data import Images, load_folder
 from course_utils.core.generators import UNet, digit_generator, noise_autoencoder
 from course_utils.methods import confuse
@@ -590,7 +590,7 @@ def test_a_head_start_needs_networks_and_steps(change, message):
 
 
 def test_a_kept_generator_comes_back(tmp_path, monkeypatch):
-    monkeypatch.setattr(confuse, "PRETRAINED", tmp_path)
+    monkeypatch.setattr(stored, "FOLDER", tmp_path)
     clean = images(6, size=28)
     poison = Generated(seeded(digit_generator, seed=3).eval(), 0.2)
     assert confuse.save(poison, "MNIST") == tmp_path / "confuse-mnist.safetensors"
@@ -607,23 +607,6 @@ def test_the_shipped_generators_write_strong_noise_within_their_bound(source):
     change = poison(clean).x - clean.x
     assert poison.eps == 0.3 and change.abs().max() <= 0.3 + 1e-6
     assert poison.noise(clean.x).abs().mean() > 0.15
-
-
-def test_a_shipped_file_that_is_missing_or_damaged_is_named(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(confuse, "PRETRAINED", tmp_path)
-    message = "(?s)confuse-mnist.safetensors is missing or damaged .*install the course again"
-    path = confuse.save(Generated(digit_generator(), 0.2), "MNIST")
-    whole = path.read_bytes()
-    other = Generated(small(), 0.2)
-    for damage in (
-        path.unlink,
-        lambda: path.write_bytes(whole[:-9]),
-        lambda: confuse.save(other, "MNIST"),
-    ):
-        damage()
-        with pytest.raises(RuntimeError, match=message):
-            confuse.shipped("MNIST")
-    assert capsys.readouterr().out == ""
 
 
 # --- photographs

@@ -11,7 +11,7 @@ from torch.testing import assert_close
 
 from course_utils.core import by_value, models, runtime, training
 from course_utils.core.data import Images
-from course_utils.core.geometry import norm
+from course_utils.core.geometry import dual_norm, norm
 from course_utils.core.training import cross_entropy, fit, trained
 from course_utils.methods import objectives
 from course_utils.methods.attacks import adv_loss, fgsm, pgd
@@ -32,7 +32,7 @@ adversarial = partial(bound, objectives.adversarial, ["attack"])
 goodfellow = partial(bound, objectives.goodfellow, ["c"])
 lwa = partial(bound, objectives.lwa, ["c", "attack"])
 lwa_rep = partial(bound, objectives.lwa_rep, ["layer", "c", "norm"])
-gradient_penalty = partial(bound, objectives.gradient_penalty, ["lam"])
+gradient_penalty = partial(bound, objectives.gradient_penalty, ["lam", "norm"])
 robust_logistic = partial(bound, objectives.robust_logistic, ["eps", "norm"])
 every_norm = pytest.mark.parametrize("p", SIZES)
 
@@ -233,10 +233,18 @@ def test_the_gradient_penalty_is_the_mean_of_each_images_squared_gradient():
     assert not x.requires_grad
 
 
-def test_the_gradient_of_the_gradient_penalty_by_finite_differences():
+@every_norm
+def test_with_a_norm_the_penalty_is_what_the_tangent_gains_within_it(p):
+    model, (x, y) = build(), batch()
+    rise = dual_norm(input_gradient(model, x, y), p).mean()
+    assert_close(gradient_penalty(0.3, p)(model, x, y), plain(model, x, y) + 0.3 * rise)
+
+
+@pytest.mark.parametrize("p", [None, "inf", 2])
+def test_the_gradient_of_the_gradient_penalty_by_finite_differences(p):
     model = build()
     x, y = batch(6)
-    objective = gradient_penalty(2.0)
+    objective = gradient_penalty(2.0, p)
     exact = gradients(model, objective(model, x, y))
     without = gradients(model, plain(model, x, y))
     for parameter, gradient, other in zip(model.parameters(), exact, without, strict=True):
@@ -311,6 +319,7 @@ PAIRS = {  # two objectives of each kind that differ in one setting
     "lwa_rep's layer": (mlp, lwa_rep("dense1", 0.5), lwa_rep("flat", 0.5)),
     "lwa_rep's norm": (mlp, lwa_rep("dense1", 0.1), lwa_rep("dense1", 0.1, "inf")),
     "gradient_penalty": (mlp, gradient_penalty(0.1), gradient_penalty(0.2)),
+    "gradient_penalty's norm": (mlp, gradient_penalty(0.1), gradient_penalty(0.1, "inf")),
     "robust_logistic": (linear, robust_logistic(0.05), robust_logistic(0.1)),
     "robust_logistic's norm": (linear, robust_logistic(0.02), robust_logistic(0.02, 2)),
 }
