@@ -12,7 +12,16 @@ from course_utils.lesson.result_tables import verbatim
 
 FRAME = ["Play", "Measure", "Doubt", "Your turn", "Claims", "Recap and references"]
 PROMISES = ["Promise", "You will be able to", "You need", "Time", "Source", "Threat model"]
-REWORKED = ("01", "02", "03", "04", "14")  # whose slides are short; the others follow
+REWORKED = (
+    "01",
+    "02",
+    "03",
+    "04",
+    "05",
+    "06",
+    "07",
+    "14",
+)  # whose slides are short; the others follow
 SLIDE_TYPES = ("slide", "subslide", "fragment", "notes", "skip")
 IMPORTS = {"course_utils", "torch", "matplotlib", "IPython", "ipywidgets", *sys.stdlib_module_names}
 PLAY = {

@@ -84,6 +84,24 @@ def madry_cnn(channels: int = 1, size: int = 28, classes: int = 10) -> nn.Sequen
     return two_convolutions((32, 64), 1024, channels, size, classes, padding=2)
 
 
+def strided_cnn(
+    hidden: int = 128, channels: int = 1, size: int = 28, classes: int = 10
+) -> nn.Sequential:
+    """Two 4×4 convolutions with stride 2 and no pooling: 32 and 64 filters, ``hidden`` units.
+
+    Twice as wide as the network of Wong and Kolter, "Provable defenses" (ICML 2018). It costs a
+    third of ``madry_cnn``, which makes long adversarial trainings possible on a CPU.
+    """
+    body = {}
+    inputs = channels
+    for i, width in enumerate((32, 64), start=1):
+        body[f"conv{i}"] = nn.Conv2d(inputs, width, 4, stride=2, padding=1)
+        body[f"relu{i}"] = nn.ReLU()
+        inputs = width
+    body["dense1"] = nn.Linear(add_flat(body, channels, size), hidden)
+    return sequential(**body, relu3=nn.ReLU(), dense2=nn.Linear(hidden, classes))
+
+
 def add_blocks(
     body: Layers,
     inputs: int,
@@ -247,6 +265,53 @@ def vgg(
         body[f"{layer}_dropout"] = nn.Dropout(dropout)
         inputs = hidden
     return sequential(crop=CropAndFlip(crop), **body, output=nn.Linear(hidden, classes))
+
+
+class Residual(nn.Sequential):
+    """Adds what its layers make of x to x, then ReLU (He et al., CVPR 2016)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(x + super().forward(x))
+
+
+def convolved(inputs: int, filters: int) -> Layers:
+    """A 3×3 convolution that keeps the size, and batch norm."""
+    return {
+        "conv": nn.Conv2d(inputs, filters, 3, padding=1, bias=False),
+        "norm": nn.BatchNorm2d(filters),
+    }
+
+
+def small_resnet(
+    width: int = 16,
+    dropout: float = 0.0,
+    channels: int = 3,
+    size: int = 32,
+    crop: int = 28,
+    classes: int = 10,
+) -> nn.Sequential:
+    """A residual network of nine layers for CIFAR-10 that learns on a CPU.
+
+    On random crops of ``crop`` pixels, some mirrored: ``width`` filters, then three stages of 2, 4
+    and 8 times as many. A stage is a convolution with max pooling and a residual block of two.
+    """
+    if crop > size:
+        raise ValueError(f"crop is {crop} and size {size}; a crop is no larger than the image.")
+    body = {"normalise": Normalise()}
+    body |= {f"{name}0": layer for name, layer in convolved(channels, width).items()}
+    body["relu0"] = nn.ReLU()
+    inputs = width
+    for stage, filters in enumerate((2 * width, 4 * width, 8 * width), start=1):
+        body |= {f"{name}{stage}": layer for name, layer in convolved(inputs, filters).items()}
+        body[f"pool{stage}"] = nn.MaxPool2d(2)
+        body[f"relu{stage}"] = nn.ReLU()
+        first, second = (sequential(**convolved(filters, filters)) for _ in range(2))
+        body[f"block{stage}"] = Residual(first, nn.ReLU(), second)
+        inputs = filters
+    body["mean"] = nn.AdaptiveAvgPool2d(1)
+    inputs = add_flat(body, channels, crop)
+    body["dropout"] = nn.Dropout(dropout)
+    return sequential(crop=CropAndFlip(crop), **body, output=nn.Linear(inputs, classes))
 
 
 def torchvision_network(name: str, classes: int = 10, small: bool = True) -> nn.Module:

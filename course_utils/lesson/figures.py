@@ -7,7 +7,7 @@ from itertools import pairwise
 import torch
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle, Rectangle
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 from torch import Tensor, nn
 
 from course_utils.core.geometry import Norm, dual_norm, steepest
@@ -16,6 +16,7 @@ from course_utils.core.images import Images
 from course_utils.core.training import predict
 from course_utils.lesson import plots
 from course_utils.methods import linear
+from course_utils.methods.diagnosis import Diagnosis
 
 SUBSCRIPT = {"inf": "∞", 2: "₂", 1: "₁"}  # of a norm
 
@@ -284,9 +285,9 @@ def linear_models(
 ) -> tuple[Figure, str]:
     """Draws one row per linear two-class model; returns the figure and a caption.
 
-    A row shows the weights, image ``index`` at its L∞ worst, and all margins before and after. A
-    margin y(⟨w, x⟩ + b) is divided by ‖w‖₁: it is the ε that the image withstands, and the attack
-    moves it by at most ``eps``. The grey scale reaches from −reach to 1 + reach, so that pixels
+    A row shows the weights, image ``index`` at its L∞ worst, and all scores before and after. A
+    score y(⟨w, x⟩ + b) is divided by ‖w‖₁: it is the ε that the image withstands, and the attack
+    lowers it by at most ``eps``. The grey scale reaches from −reach to 1 + reach, so that pixels
     outside [0,1] are visible.
     """
     plots.check_some("models", models)
@@ -300,10 +301,10 @@ def linear_models(
     before = {}
     after = {}
     for name, model in models.items():
-        before[name] = scaled_margins(model, images, 0)
-        after[name] = scaled_margins(model, images, eps, box=box)
-    low = min(float(margins.min()) for margins in before.values()) - reach
-    high = max(float(margins.max()) for margins in before.values())
+        before[name] = scaled_scores(model, images, 0)
+        after[name] = scaled_scores(model, images, eps, box=box)
+    low = min(float(scores.min()) for scores in before.values()) - reach
+    high = max(float(scores.max()) for scores in before.values())
     lines = []
     for (name, model), (left, middle, right) in zip(models.items(), axes, strict=True):
         w = linear.weights(model)[0].detach()
@@ -313,30 +314,54 @@ def linear_models(
         colour = "black" if seen == int(y) else plots.WRONG
         grey = (x_adv[0] + reach) / (1 + 2 * reach)
         plots.draw_image(middle, grey, f"x + δ*\nseen as {images.classes[seen]}", colour=colour)
-        wrong = draw_margins(right, before[name], after[name], low, high)
+        wrong = draw_scores(right, before[name], after[name], low, high)
         right.tick_params(labelbottom=right is axes[-1, 2])
         lines.append(f"{name}: {wrong[0]:.1%} wrong before, {wrong[1]:.1%} at the worst")
     axes[0, 2].legend(loc="upper left", fontsize=11)
-    axes[-1, 2].set_xlabel("margin / ‖w‖₁")
+    axes[-1, 2].set_xlabel("score / ‖w‖₁")
     return fig, f"ε = {eps:.2f}; {'; '.join(lines)}."
 
 
-def scaled_margins(model: nn.Module, images: Images, eps: float, *, box: bool = False) -> Tensor:
-    """Returns the worst margins (N,) within ``eps``, divided by ‖w‖₁."""
+def scaled_scores(model: nn.Module, images: Images, eps: float, *, box: bool = False) -> Tensor:
+    """Returns the worst scores (N,) within ``eps``, divided by ‖w‖₁; positive where right."""
     w = linear.weights(model)[0].detach()
     size = (w[1] - w[0]).abs().sum()
     with torch.no_grad():
         return -linear.worst_margins(model, images.x, images.y, eps, box=box).amax(1) / size
 
 
-def draw_margins(ax, before: Tensor, after: Tensor, low: float, high: float) -> list[float]:
-    """Draws both distributions of margins; returns the shares of wrong images."""
+def draw_scores(ax, before: Tensor, after: Tensor, low: float, high: float) -> list[float]:
+    """Draws both distributions of scores; returns the shares of wrong images."""
     bins = torch.linspace(low, high, 60).tolist()
     look = {"bins": bins, "histtype": "stepfilled", "alpha": 0.6}
     ax.hist(before.tolist(), color="0.55", label="before", **look)
     ax.hist(after.tolist(), color=plots.COLOURS[0], label="at its worst", **look)
-    wrong = [float((margins <= 0).float().mean()) for margins in (before, after)]
+    wrong = [float((scores <= 0).float().mean()) for scores in (before, after)]
     ax.axvline(0, color=plots.WRONG, linewidth=2)
     title = f"{wrong[0]:.1%} → {wrong[1]:.1%} wrong (left of the line)"
     ax.set(title=title, yticks=[], xlim=(low, high))
     return wrong
+
+
+def diagnosis(found: Diagnosis) -> Figure:
+    """The way of the attack, and what each judge leaves right.
+
+    Left the margins over the steps that were seen: the median and the middle eighty per cent of the
+    images, positive where the model is wrong. Right one bar for each judge.
+    """
+    fig, (way, judges) = plots.subplots(1, 2, width=11, height=3.4)
+    margins = found.margins.cpu()
+    steps = range(len(margins))
+    low, middle, high = torch.quantile(margins, torch.tensor([0.1, 0.5, 0.9]), dim=1).tolist()
+    way.fill_between(steps, low, high, color=plots.COLOURS[0], alpha=0.25, linewidth=0)
+    way.plot(steps, middle, color=plots.COLOURS[0], marker="" if len(margins) > 12 else "o")
+    way.axhline(0, color=plots.WRONG, linewidth=2)
+    way.set(xlabel="step of the attack", ylabel="margin", title="above the line: wrong")
+    shares = [float(right.float().mean()) for right in found.right.values()]
+    bars = judges.barh(list(found.right), shares, color=plots.COLOURS[5])
+    judges.bar_label(bars, [f"{share:.0%}" for share in shares], padding=4)
+    judges.set(xlim=(0, 1.15), xlabel="still right")
+    judges.xaxis.set_major_formatter(PercentFormatter(1.0))
+    judges.set_xticks([0, 0.25, 0.5, 0.75, 1])
+    judges.invert_yaxis()
+    return fig

@@ -3,11 +3,16 @@
 It needs torchattacks, which ``make test`` installs.
 """
 
+import math
+
 import torch
 from torch import nn
 
+from course_utils.core.geometry import Norm, check_norm
 from course_utils.core.inputs import Labels, Pixels, check_input
 from course_utils.core.training import eval_mode, gradients_on, outputs, predict
+
+NAMES = {math.inf: "Linf", 2.0: "L2"}  # of the norms, in torchattacks
 
 
 class Guarded(nn.Module):
@@ -22,17 +27,26 @@ class Guarded(nn.Module):
 
 
 def autoattack(
-    model: nn.Module, x: Pixels, y: Labels, *, eps: float, batch_size: int = 500
+    model: nn.Module,
+    x: Pixels,
+    y: Labels,
+    *,
+    eps: float,
+    norm: Norm = "inf",
+    batch_size: int = 500,
 ) -> Pixels:
-    """AutoAttack in L∞, its standard version, by torchattacks. Slow.
+    """AutoAttack in L∞ or L2, its standard version, by torchattacks. Slow; stays in [0,1].
 
     APGD on two losses, FAB and Square (Croce and Hein, ICML 2020).
 
     Raises:
         ImportError: torchattacks is not installed.
-        ValueError: bad input, or fewer than four classes: one of the losses compares four logits.
+        ValueError: bad input, L1, or fewer than four classes: one of the losses compares four
+            logits.
     """
-    x, y, _ = check_input(model, x, y, eps=eps, norm="inf")
+    x, y, _ = check_input(model, x, y, eps=eps, norm=norm)
+    if check_norm(norm) not in NAMES:
+        raise ValueError(f'norm is {norm!r}; AutoAttack takes 2 or "inf".')
     classes = predict(model, x[:1]).shape[1]
     if classes < 4:
         raise ValueError(
@@ -49,6 +63,11 @@ def autoattack(
     batches = zip(x.split(batch_size), y.split(batch_size), strict=True)
     with eval_mode(model), torch.random.fork_rng(), gradients_on():
         attack = torchattacks.AutoAttack(
-            Guarded(model), norm="Linf", eps=eps, version="standard", n_classes=classes, seed=0
+            Guarded(model),
+            norm=NAMES[check_norm(norm)],
+            eps=eps,
+            version="standard",
+            n_classes=classes,
+            seed=0,
         )
         return torch.cat([attack(images, labels) for images, labels in batches]).detach()

@@ -188,7 +188,7 @@ class Case:
             yield f"transfer: {name}", standard(self.norm)(other, self.x, self.y, eps=self.eps)
 
     @cached_property
-    def whims(self) -> tuple[float, float]:
+    def unsteady(self) -> tuple[float, float]:
         """The shares of images whose answer is random, and depends on more than the image."""
         with runtime.seeded(0):
             first, second = predict(self.model, self.x), predict(self.model, self.x)
@@ -226,7 +226,7 @@ def differs(one: Tensor, two: Tensor) -> float:
 
 def random_answers(case: Case) -> Finding:
     """Pintor et al.'s "unstable predictions", AutoAttack's check for randomised models."""
-    share, _ = case.whims
+    share, _ = case.unsteady
     return Finding(
         "random answers",
         share > 0,
@@ -238,7 +238,7 @@ def random_answers(case: Case) -> Finding:
 
 def other_answers(case: Case) -> Finding:
     """AutoAttack's check for models that change while they are asked."""
-    _, share = case.whims
+    _, share = case.unsteady
     return Finding(
         "memory",
         share > 0,

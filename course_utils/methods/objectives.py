@@ -14,7 +14,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from course_utils.core import runtime
-from course_utils.core.geometry import Norm, steepest
+from course_utils.core.geometry import Norm, dual_norm, per_sample, steepest
+from course_utils.core.geometry import norm as size_of
 from course_utils.core.inputs import Labels, Pixels, check_choice, check_share
 from course_utils.core.training import cross_entropy, eval_mode, outputs
 from course_utils.methods import attacks, linear
@@ -74,12 +75,20 @@ def lwa(
 
 
 def lwa_rep(
-    model: nn.Sequential, x: Pixels, y: Labels, *, layer: str, c: float, norm: Norm = 2
+    model: nn.Sequential,
+    x: Pixels,
+    y: Labels,
+    *,
+    layer: str,
+    c: float,
+    norm: Norm = 2,
+    relative: bool = False,
 ) -> Loss:
     """*Learning with Adversary*, Algorithm 3: r*, ‖r*‖ = ``c``, is added to a representation.
 
     That is the output of ``layer``, a child of the model; all layers up to and including it make
-    the representation, and both parts learn.
+    the representation, and both parts learn. With ``relative`` the length is ``c`` times the norm
+    of each image's representation, held fixed, as in the authors' code for CIFAR-10 (0.25).
 
     Raises:
         ValueError: a layer that the model does not have.
@@ -90,19 +99,25 @@ def lwa_rep(
     head = model[cut:]
     with eval_mode(model):
         g = attacks.loss_gradient(head, representation, y)
-    return cross_entropy(head, representation + c * steepest(g, norm), y)
+    size = size_of(representation.detach(), norm) if relative else 1.0
+    r = c * per_sample(size, representation) * steepest(g, norm)
+    return cross_entropy(head, representation + r, y)
 
 
-def gradient_penalty(model: nn.Module, x: Pixels, y: Labels, *, lam: float) -> Loss:
+def gradient_penalty(
+    model: nn.Module, x: Pixels, y: Labels, *, lam: float, norm: Norm | None = None
+) -> Loss:
     """Cross-entropy + ``lam`` · ‖∂ℓ/∂x‖₂², the mean over the batch of each image's own.
 
-    Wang's slides, "Gradient Regularization". The gradient of a gradient costs about three times
-    as much as plain training.
+    Wang's slides, "Gradient Regularization". With a ``norm`` the penalty is ``lam`` · ‖∂ℓ/∂x‖_*,
+    the dual norm: what the linearised loss gains within ‖δ‖ ≤ ``lam``. The gradient of a gradient
+    costs about three times as much as plain training.
     """
     x = x.detach().requires_grad_()
     losses = F.cross_entropy(outputs(model, x), y, reduction="none")
     g = torch.autograd.grad(losses.sum(), x, create_graph=True)[0]
-    return losses.mean() + lam * g.flatten(1).square().sum(1).mean()
+    size = g.flatten(1).square().sum(1) if norm is None else dual_norm(g, norm)
+    return losses.mean() + lam * size.mean()
 
 
 def robust_logistic(

@@ -18,6 +18,7 @@ SIZES = {
     "lenet 500": (partial(models.lenet, 500, 0.5), 26 * 20 + 501 * 50 + (50 * 16 + 1) * 500 + 501 * 10),
     "deep_cnn": (models.deep_cnn, (10 + 73) * 8 + (73 + 145) * 16 + (145 + 289) * 32 + (32 * 9 + 1) * 100 + 101 * 10),
     "madry_cnn": (models.madry_cnn, 26 * 32 + 801 * 64 + (64 * 49 + 1) * 1024 + 1025 * 10),
+    "strided_cnn": (models.strided_cnn, 17 * 32 + (16 * 32 + 1) * 64 + (64 * 49 + 1) * 128 + 129 * 10),
     "cw_cnn": (models.cw_cnn, (10 + 289) * 32 + (289 + 577) * 64 + (64 * 16 + 1) * 200 + 201 * 200 + 201 * 10),
     "confused_cnn": (CONFUSED, 432_240),  # as in the paper's code
     "confused_cnn large": (partial(CONFUSED, 40, 1000), 26 * 40 + 80 + 1001 * 100 + 200 + (100 * 16 + 1) * 1000 + 2000 + 1001 * 10 + 20),
@@ -36,6 +37,9 @@ LAYERS = [
     (models.slides_cnn, PLAIN),
     (models.lenet, "conv1 tanh1 pool1 conv2 tanh2 pool2 flat dense1 tanh3 dropout dense2"),
     (models.madry_cnn, PLAIN),
+    (models.strided_cnn, "conv1 relu1 conv2 relu2 flat dense1 relu3 dense2"),
+    (models.small_resnet, "crop normalise conv0 norm0 relu0 conv1 norm1 pool1 relu1 block1 conv2 norm2 pool2 relu2 block2 "
+        "conv3 norm3 pool3 relu3 block3 mean flat dropout output"),
     (models.deep_cnn, "conv1_1 relu1_1 conv1_2 relu1_2 pool1 conv2_1 relu2_1 conv2_2 relu2_2 pool2 "
         "conv3_1 relu3_1 conv3_2 relu3_2 pool3 flat dense1 relu4 dense2"),
     (models.cw_cnn, "conv1 relu1 conv2 relu2 pool1 conv3 relu3 conv4 relu4 pool2 "
@@ -217,3 +221,15 @@ def test_a_network_that_torchvision_does_not_have():
 def test_an_mlp_needs_widths(widths):
     with pytest.raises(ValueError, match=r"widths is .*use logistic\(\)"):
         models.mlp(*widths)
+
+
+def test_a_residual_block_adds_its_input_and_the_network_has_nine_layers():
+    model = models.small_resnet(4).eval()
+    x = torch.rand(2, 8, 6, 6, generator=generator(0))
+    with torch.no_grad():
+        inner = torch.nn.Sequential(*model.block1)(x)
+        assert torch.equal(model.block1(x), torch.relu(x + inner))
+        assert model(torch.rand(3, 3, 32, 32, generator=generator(1))).shape == (3, 10)
+    assert kinds(model.modules()).split().count("Conv2d") == 1 + 3 * 3
+    with pytest.raises(ValueError, match="crop is 40 and size 32"):
+        models.small_resnet(crop=40)

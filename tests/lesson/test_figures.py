@@ -15,6 +15,7 @@ from course_utils.core.images import DIGITS, Images
 from course_utils.core.runtime import generator, seeded
 from course_utils.lesson import figures, plots
 from course_utils.methods import linear
+from course_utils.methods.diagnosis import Diagnosis
 
 
 @pytest.fixture(autouse=True)
@@ -270,3 +271,12 @@ def test_what_is_empty_is_refused_by_name(model):
     ):
         with pytest.raises(ValueError, match=rf"^{re.escape(name)} is empty"):
             draw()
+
+
+def test_a_diagnosis_shows_the_way_and_every_judge():
+    margins = torch.stack([torch.linspace(-3, 3, 11) + step for step in range(4)])
+    right = {"the attack": torch.tensor([True, False]), "one step": torch.tensor([True, True])}
+    way, judges = figures.diagnosis(Diagnosis((), margins, right)).axes
+    assert way.lines[0].get_ydata() == pytest.approx([0, 1, 2, 3], abs=1e-6)  # the median
+    assert [bar.get_width() for bar in judges.patches] == [0.5, 1.0]
+    assert [label.get_text() for label in judges.get_yticklabels()] == list(right)

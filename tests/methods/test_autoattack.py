@@ -35,6 +35,22 @@ def test_autoattack_finds_what_pgd_finds(victim):
     assert ours.any()
 
 
+@pytest.mark.slow
+def test_in_l2_it_stays_in_the_ball_and_finds_what_pgd_finds(victim):
+    model, (x, y) = victim
+    x_adv = autoattack.autoattack(model, x, y, eps=1.0, norm=2)
+    assert (x_adv - x).flatten(1).norm(dim=1).max() <= 1.0 + 1e-4
+    assert 0 <= x_adv.min() and x_adv.max() <= 1
+    ours = attacks.succeeded(model, attacks.pgd(model, x, y, eps=1.0, norm=2), y)
+    assert attacks.succeeded(model, x_adv, y).sum() >= ours.sum() - 1
+
+
+def test_l1_is_refused(victim):
+    model, (x, y) = victim
+    with pytest.raises(ValueError, match='norm is 1; AutoAttack takes 2 or "inf"'):
+        autoattack.autoattack(model, x, y, eps=1.0, norm=1)
+
+
 def test_without_torchattacks_the_cure_is_named(victim, monkeypatch):
     monkeypatch.setitem(sys.modules, "torchattacks", None)
     model, (x, y) = victim

@@ -11,7 +11,8 @@ from course_utils.methods import attacks, defended
 
 def test_four_networks_are_trained_kept_and_found_again(tmp_path, monkeypatch):
     monkeypatch.setattr(stored, "FOLDER", tmp_path)
-    monkeypatch.setattr(defended, "STEPS", 200)
+    monkeypatch.setattr(defended, "LEAST", 0)
+    monkeypatch.setattr(defended, "EPOCHS", 3)
     train, _ = data.load("digits")
     nets = defended.trained(train[:40])
     assert list(nets) == list(defended.RECIPES)

@@ -31,7 +31,7 @@ def bound(objective, names, *values, **more):
 adversarial = partial(bound, objectives.adversarial, ["attack"])
 goodfellow = partial(bound, objectives.goodfellow, ["c"])
 lwa = partial(bound, objectives.lwa, ["c", "attack"])
-lwa_rep = partial(bound, objectives.lwa_rep, ["layer", "c", "norm"])
+lwa_rep = partial(bound, objectives.lwa_rep, ["layer", "c", "norm", "relative"])
 gradient_penalty = partial(bound, objectives.gradient_penalty, ["lam", "norm"])
 robust_logistic = partial(bound, objectives.robust_logistic, ["eps", "norm"])
 every_norm = pytest.mark.parametrize("p", SIZES)
@@ -205,6 +205,17 @@ def test_lwa_rep_perturbs_the_representation_and_trains_both_parts(p, layer):
     assert_same(model, loss, plain(head, representation + SIZES[p] * unit, y))
 
 
+def test_a_relative_step_is_a_share_of_each_representation_held_fixed():
+    model, (x, y) = build(), batch()
+    cut = [name for name, _ in model.named_children()].index("relu1") + 1
+    representation, head = model[:cut](x), model[cut:]
+    g = input_gradient(head, representation.detach(), y)
+    size = representation.detach().norm(dim=1, keepdim=True)
+    r = 0.25 * size * g / g.norm(dim=1, keepdim=True)
+    loss = lwa_rep("relu1", 0.25, 2, True)(model, x, y)
+    assert_same(model, loss, plain(head, representation + r, y))
+
+
 def test_lwa_rep_of_the_pixels_is_lwa():
     model, (x, y) = build(), batch()
     assert_same(model, lwa_rep("flat", 0.7)(model, x, y), lwa(0.7)(model, x, y))
@@ -318,8 +329,9 @@ PAIRS = {  # two objectives of each kind that differ in one setting
     "lwa_rep": (mlp, lwa_rep("relu1", 0.5), lwa_rep("relu1", 0.6)),
     "lwa_rep's layer": (mlp, lwa_rep("dense1", 0.5), lwa_rep("flat", 0.5)),
     "lwa_rep's norm": (mlp, lwa_rep("dense1", 0.1), lwa_rep("dense1", 0.1, "inf")),
+    "lwa_rep's relative": (mlp, lwa_rep("dense1", 0.3), lwa_rep("dense1", 0.3, 2, True)),
     "gradient_penalty": (mlp, gradient_penalty(0.1), gradient_penalty(0.2)),
-    "gradient_penalty's norm": (mlp, gradient_penalty(0.1), gradient_penalty(0.1, "inf")),
+    "gradient_penalty's norm": (mlp, gradient_penalty(0.3), gradient_penalty(0.3, "inf")),
     "robust_logistic": (linear, robust_logistic(0.05), robust_logistic(0.1)),
     "robust_logistic's norm": (linear, robust_logistic(0.02), robust_logistic(0.02, 2)),
 }
