@@ -102,7 +102,6 @@ def show_length(case, got, want):
         "that is the minimal perturbation, which just reaches the boundary; "
         "the step has length eps.": [towards(lambda r, distance, eps: scaled(r, distance))],
         "divide by ‖T_I − T_y‖₂ and multiply by eps: the step has length eps.": [
-            towards(lambda r, distance, eps: distance * r),
             towards(lambda r, distance, eps: eps * r),
         ],
         "one norm over the whole batch: each image's step needs length eps. "
