@@ -45,7 +45,8 @@ def autoattack(
             logits.
     """
     x, y, _ = check_input(model, x, y, eps=eps, norm=norm)
-    if check_norm(norm) not in NAMES:
+    name = NAMES.get(check_norm(norm))
+    if name is None:
         raise ValueError(f'norm is {norm!r}; AutoAttack takes 2 or "inf".')
     classes = predict(model, x[:1]).shape[1]
     if classes < 4:
@@ -64,7 +65,7 @@ def autoattack(
     with eval_mode(model), torch.random.fork_rng(), gradients_on():
         attack = torchattacks.AutoAttack(
             Guarded(model),
-            norm=NAMES[check_norm(norm)],
+            norm=name,
             eps=eps,
             version="standard",
             n_classes=classes,

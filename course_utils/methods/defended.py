@@ -62,7 +62,7 @@ def mild_start(images: Images) -> nn.Module:
 
 
 def trained(images: Images) -> nn.ModuleDict:
-    """All four, trained on ``images``: about half an hour on two cores."""
+    """All four, trained on ``images``; takes tens of minutes on a core."""
     nets = {}
     for name, objective in RECIPES.items():
         mild = name == "B" and len(images) < FEW

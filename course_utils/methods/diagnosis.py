@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from course_utils.core import runtime
-from course_utils.core.geometry import Norm, steepest
+from course_utils.core.geometry import Norm, check_norm, steepest
 from course_utils.core.inputs import Labels, Pixels, check_input, one_each
 from course_utils.core.training import eval_mode, outputs, predict
 from course_utils.methods.attacks import (
@@ -68,10 +68,10 @@ class Diagnosis:
         return {finding.name: finding for finding in self.findings if finding.bad}
 
     def _repr_markdown_(self) -> str:
-        lines = ["| | check | what was seen | cure |", "|:-:|:--|:--|:--|"]
+        lines = ["| | check | what was seen | cure |", "|:--|:--|:--|:--|"]
         for found in self.findings:
-            mark, cure = ("✘", found.cure) if found.bad else ("✔", "")
-            lines.append(f"| {mark} | {found.name} | {found.evidence} | {cure} |")
+            verdict, cure = ("**doubt**", found.cure) if found.bad else ("fine", "")
+            lines.append(f"| {verdict} | {found.name} | {found.evidence} | {cure} |")
         return "\n".join(lines)
 
 
@@ -104,7 +104,8 @@ def diagnose(
             f"model is right on none of the {len(x)} images as they are; "
             "there is nothing to attack. Are the labels those of the model?"
         )
-    case = Case(model, x[kept], y[kept], eps, norm, attack, others or {}, queries)
+    p = check_norm(norm)
+    case = Case(model, x[kept], y[kept], eps, p, attack, others or {}, queries)
     findings = tuple(check(case) for check in CHECKS)
     return Diagnosis(findings, case.margins, case.right)
 
@@ -126,7 +127,7 @@ class Case:
     x: Pixels
     y: Labels
     eps: float
-    norm: Norm
+    norm: float
     attack: Attack | None
     others: Mapping[str, nn.Module]
     queries: int
@@ -181,7 +182,7 @@ class Case:
             yield "one step", fgsm(self.model, self.x, self.y, eps=self.eps, norm=self.norm)
             if self.attack:
                 yield "40 steps", standard(self.norm)(self.model, self.x, self.y, eps=self.eps)
-        if self.norm == "inf":
+        if self.norm == math.inf:
             look = {"eps": self.eps, "queries": self.queries}
             yield f"{self.queries} queries", square(self.model, self.x, self.y, **look)
         for name, other in self.others.items():
@@ -236,7 +237,7 @@ def random_answers(case: Case) -> Finding:
     )
 
 
-def other_answers(case: Case) -> Finding:
+def memory(case: Case) -> Finding:
     """AutoAttack's check for models that change while they are asked."""
     _, share = case.unsteady
     return Finding(
@@ -375,7 +376,7 @@ def better_judge(case: Case) -> Finding:
 def far_away(case: Case) -> Finding:
     """Pintor et al.'s "unconstrained attack failure": where all is in reach, all must fall."""
     size = case.x[0].numel()
-    reach = {math.inf: 1.0, 2: math.sqrt(size), 1: float(size)}[float(case.norm)]
+    reach = {math.inf: 1.0, 2: math.sqrt(size), 1: float(size)}[case.norm]
     left = withstood(case.model, case.attacked(reach), case.y)
     possible = case.y.bincount().max().item() / len(case.y)  # all images can become the same one
     share = mean(left)
@@ -390,7 +391,7 @@ def far_away(case: Case) -> Finding:
 
 CHECKS = (
     random_answers,
-    other_answers,
+    memory,
     probabilities,
     no_gradient,
     wrong_gradient,

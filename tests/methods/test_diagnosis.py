@@ -184,6 +184,11 @@ def test_the_margins_are_those_of_the_way(usual, some):
     assert (seen.margins[-1] > seen.margins[0]).all()
 
 
+def test_both_names_of_the_norm_mean_the_same(usual, some):
+    by_name, by_number = (found(usual, some, norm=norm) for norm in ("inf", float("inf")))
+    assert by_name.findings == by_number.findings and list(by_name.right) == list(by_number.right)
+
+
 def test_images_that_are_wrong_as_they_are_do_not_count(usual, some):
     labels = some.y.clone()
     labels[0] = (labels[0] + 1) % 10
@@ -195,7 +200,7 @@ def test_the_table_shows_all_checks(usual, some):
     table = found(usual, some, attack=partial(walking, steps=8, step_size=0.003))._repr_markdown_()
     lines = table.splitlines()
     assert len(lines) == 2 + len(CHECKS)
-    bad = [line for line in lines if line.startswith("| ✘ | not converged")]
+    bad = [line for line in lines if line.startswith("| **doubt** | not converged")]
     assert len(bad) == 1 and "more steps" in bad[0]
     assert not any("attack the mean" in line for line in lines)  # a cure stands where it is needed
 
