@@ -95,21 +95,6 @@ def mean_log_probabilities(logits: Iterable[Logits]) -> Logits:
     return torch.stack([one.log_softmax(1) for one in logits]).mean(0)
 
 
-class Coarse(nn.Module):
-    """The model computed in bfloat16, as float32: half the time where the processor has it.
-
-    Good enough for the many gradients of an attack inside a training; judge the model itself.
-    """
-
-    def __init__(self, model: nn.Module):
-        super().__init__()
-        self.model = model
-
-    def forward(self, x: Pixels) -> Logits:
-        with torch.autocast(x.device.type, dtype=torch.bfloat16):
-            return self.model(x).float()
-
-
 class Counted(nn.Module):
     """The model as it is; ``queries`` counts the images that it has seen."""
 

@@ -14,7 +14,6 @@ from course_utils.core.training import predict
 from course_utils.methods.attacks import fgsm, pgd, succeeded
 from course_utils.methods.transforms import bit_depth, jpeg, posed, random_pose
 from course_utils.methods.wrappers import (
-    Coarse,
     Counted,
     Ensemble,
     Expectation,
@@ -256,24 +255,3 @@ def test_bad_input_is_refused():
         Expectation(build(), draw, samples=0)
     with pytest.raises(ValueError, match="number of models is 0"):
         Ensemble()
-
-
-# --- in bfloat16
-
-
-def test_a_coarse_model_gives_nearly_the_same_and_attacks_of_it_transfer():
-    model, x, y = network_and_batch()
-    model, x = model.float(), x.float()
-    coarse = Coarse(model).eval()
-    logits = coarse(x)
-    assert logits.dtype == torch.float32
-    exact = model(x)
-    assert 0 < (logits - exact).abs().max() < 0.05 * exact.abs().max()
-    aimed = pgd(coarse, x, y, eps=0.3)
-    assert (aimed - x).abs().max() <= 0.3 + 1e-6
-    assert succeeded(model, aimed, y).float().mean() >= succeeded(model, x, y).float().mean()
-    g, rounded = (
-        gradient(lambda v, m=m: F.cross_entropy(m(v), y, reduction="sum"), x)
-        for m in (model, coarse)
-    )
-    assert F.cosine_similarity(g.flatten(1), rounded.flatten(1)).min() > 0.95
