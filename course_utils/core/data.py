@@ -6,6 +6,7 @@ through torchvision, in a bounded time. If neither gives MNIST, it prints a noti
 """
 
 import textwrap
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -24,8 +25,10 @@ def load(name: str = "mnist", *, device: torch.device | str | None = None) -> tu
 
     - ``"mnist"``: 60,000 + 10,000 digits 1×28×28 (LeCun et al. 1998), from the data directory or by
       download, else the embedded digits under a notice; ``train.source`` says which.
-    - ``"cifar10"``: 50,000 + 10,000 photos 3×32×32 (Krizhevsky 2009); ``"svhn"``: 73,257 + 26,032
-      house numbers 3×32×32 (Netzer et al. 2011). Nothing replaces these two.
+    - ``"cifar10"``: 50,000 + 10,000 photos 3×32×32 (Krizhevsky 2009). Where its files are missing
+      and the data directory holds ``cifar10-jpeg/train`` and ``cifar10-jpeg/test``, a folder per
+      class in each, that copy; ``train.source`` says so, as JPEG changes pixels.
+    - ``"svhn"``: 73,257 + 26,032 house numbers 3×32×32 (Netzer et al. 2011).
     - ``"digits"``: the embedded digits, 10,059 + 360 of 1×28×28, made from the 1,797 of
       scikit-learn.
 
@@ -57,6 +60,8 @@ def official(name: str) -> tuple[Images, Images]:
             "SVHN's files are read with scipy, which is missing. Install it: pip install scipy"
         )
     source = download.describe(name)
+    if name == "cifar10" and (copy := jpeg_copy(source)):
+        return copy
     root = download.prepare(source)
     if name == "mnist":
         return read_mnist(root, "train"), read_mnist(root, "t10k")
@@ -65,6 +70,17 @@ def official(name: str) -> tuple[Images, Images]:
     kind = getattr(datasets, source.kind)
     train, test = (read(source, kind(root, **half)) for half in source.halves)
     return train, test
+
+
+def jpeg_copy(source: Source) -> tuple[Images, Images] | None:
+    """Returns ``(train, test)`` of CIFAR-10 as JPEG; None without it, or with official files."""
+    root = files.data_dir()
+    folder = root / "cifar10-jpeg"
+    if not folder.is_dir() or any((root / file).exists() for file in source.all_files):
+        return None
+    train, test = (load_folder(folder / half) for half in ("train", "test"))
+    title = f"{source.title} as JPEG"
+    return replace(train, source=title), replace(test, source=title)
 
 
 def read_mnist(root: Path, half: str) -> Images:

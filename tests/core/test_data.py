@@ -78,6 +78,31 @@ def test_cifar10_is_read(monkeypatch):
     assert train.y[::4].tolist() == [0, 1, 2, 3, 4] and test.y.tolist() == [5, 1, 2, 9]
 
 
+def jpeg_copy():
+    for half, colour in (("train", "red"), ("test", "blue")):
+        for name in ("ship", "cat"):
+            folder = files.data_dir() / "cifar10-jpeg" / half / name
+            folder.mkdir(parents=True)
+            Image.new("RGB", (32, 32), colour).save(folder / "0000.jpg")
+
+
+def test_cifar10_as_jpeg_stands_in_and_says_so(monkeypatch):
+    monkeypatch.setattr(download, "prepare", lambda _: pytest.fail("a copy is at hand"))
+    jpeg_copy()
+    train, test = data.load("cifar10")
+    assert train.source == test.source == "CIFAR-10 as JPEG"
+    assert train.classes == test.classes == ("cat", "ship")
+    assert train.y.tolist() == test.y.tolist() == [0, 1]
+    assert train.x[:, 0].min() > 0.9 and test.x[:, 2].min() > 0.9
+
+
+def test_official_cifar10_goes_before_its_jpeg_copy(monkeypatch):
+    contents, _, _ = tiny_cifar(monkeypatch)
+    put(contents, "cifar-10-batches-py")
+    jpeg_copy()
+    assert data.load("cifar10")[0].source == "CIFAR-10"
+
+
 def test_svhn_is_read(monkeypatch):
     made = tiny_svhn(monkeypatch)
     put({name: content for name, (content, _) in made.items()})
