@@ -274,7 +274,8 @@ def train_critic(
     """Trains a copy of ``critic`` on ``batch`` fresh pairs a step: MINE.
 
     Belghazi et al. (ICML 2018), section 3. The gradient of log mean exp T is biased in small
-    batches, so its denominator is a running mean with ``decay`` (section 3.2).
+    batches, so its denominator is a running mean with ``decay`` (section 3.2). No pair that belongs
+    together is left among the shuffled ones, where it would hold the bound near log ``batch``.
     """
     generator = runtime.generator(seed)
     critic = copy.deepcopy(critic)
@@ -282,8 +283,7 @@ def train_critic(
     average = None
     for _ in range(steps):
         u, v = draw(batch, generator)
-        order = torch.randperm(batch, generator=generator)
-        shuffled = critic(u, v[order]).logsumexp(0) - math.log(batch)
+        shuffled = critic(u, rolled(v, generator)).logsumexp(0) - math.log(batch)
         new = shuffled.detach()
         if average is None:
             average = new
@@ -302,9 +302,14 @@ def held_out(critic: nn.Module, draw: Draw, *, count: int = 100_000, seed: int =
     """``dv_bound`` of a trained critic on pairs that it has never seen."""
     generator = runtime.generator(seed)
     u, v = draw(count, generator)
-    order = torch.randperm(count, generator=generator)
     with torch.no_grad():
-        return dv_bound(critic(u, v), critic(u, v[order])).item()
+        return dv_bound(critic(u, v), critic(u, rolled(v, generator))).item()
+
+
+def rolled(v: Float[Tensor, "m d"], generator: torch.Generator) -> Float[Tensor, "m d"]:
+    """The rows moved on by a random number of places: none stays where it was."""
+    places = torch.randint(1, max(2, len(v)), (), generator=generator)
+    return v.roll(int(places), 0)
 
 
 @dataclass(frozen=True)
