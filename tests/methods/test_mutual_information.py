@@ -214,7 +214,8 @@ def test_training_divides_the_gradient_by_a_running_mean():
     adam = torch.optim.Adam(plain.parameters(), lr=0.01)
     for _ in range(6):
         u, v = draw(16, generator)
-        exponentials = plain(u, v[torch.randperm(16, generator=generator)]).exp().mean()
+        places = torch.randint(1, 16, (), generator=generator).item()
+        exponentials = plain(u, v.roll(places, 0)).exp().mean()
         now = exponentials.item()
         mean = now if mean is None else decay * mean + (1 - decay) * now
         adam.zero_grad()
@@ -227,9 +228,18 @@ def test_training_divides_the_gradient_by_a_running_mean():
 def test_held_out_is_the_bound_on_a_seeds_pairs():
     net, generator = narrow(8), runtime.generator(7)
     u, v = gaussians(0.5)(100, generator)
-    by_hand = plain_bound(net, u, v, torch.randperm(100, generator=generator)).item()
+    places = torch.randint(1, 100, (), generator=generator).item()
+    by_hand = plain_bound(net, u, v, torch.arange(100).roll(places)).item()
     found = held_out(net, gaussians(0.5), count=100, seed=7)
     assert found == pytest.approx(by_hand, abs=1e-6)
+
+
+def test_no_pair_stays_together_when_rows_are_rolled():
+    for seed in range(20):
+        rows = torch.arange(5.0)[:, None]
+        moved = mi.rolled(rows, runtime.generator(seed))
+        assert (moved != rows).all() and moved.sort(0).values.equal(rows)
+    assert mi.rolled(torch.ones(1, 2), runtime.generator(0)).equal(torch.ones(1, 2))
 
 
 # --- critics
