@@ -30,6 +30,7 @@ from course_utils.methods.mutual_information import Estimator, PerImage
 
 Rows = Int[Tensor, "n"]
 Criterion = Callable[[Tensor, Rows], PerImage]  # f of x_adv, these rows of the batch; success: ≤ 0
+Similarity = Callable[[Pixels, Pixels], PerImage]  # of x and x_adv
 
 
 @dataclass
@@ -111,13 +112,23 @@ def reconstructed(autoencoder: nn.Module, x: Pixels) -> Criterion:
     return criterion
 
 
+def closeness(x: Pixels, x_adv: Pixels) -> PerImage:
+    """−‖δ‖₂²: a similarity without a critic. With ``similar=False`` it makes L2-UAE."""
+    return -(x_adv - x).square().flatten(1).sum(1)
+
+
+def nothing(x: Pixels, x_adv: Pixels) -> PerImage:
+    """0 for every image: the control that leaves the criterion alone to drive the attack."""
+    return x.new_zeros(len(x))
+
+
 @gradients_on()
 def minmax(
     model: nn.Module,
     criterion: Criterion,
     x: Pixels,
     *,
-    estimator: Estimator | None,
+    estimator: Estimator | Similarity,
     eps: float = 1.0,
     steps: int = 1000,
     step_size: float = 0.01,
@@ -134,7 +145,8 @@ def minmax(
     of each image's critic; then c ← (1 − ``beta``/t^¼) c + ``beta`` f⁺, or a given ``c`` (a number,
     or one per image) stays fixed. Keeps the iterate with the largest information among those with
     f ≤ 0; with ``similar=False`` the smallest positive one, as in the authors' code.
-    ``estimator=None`` puts −‖δ‖₂² in the place of information (L2-UAE).
+    ``estimator`` may also be a function of x and x_adv that takes the place of information, such
+    as ``closeness`` or ``nothing``.
 
     ``model``, by which ``criterion`` judges, is held in eval mode. The slides start at δ = 0, the
     authors' code at random within ±``start``, as here (Glorot's limit for 28×28).
@@ -151,7 +163,8 @@ def minmax(
         beta = 0
     found = []
     with eval_mode(model):
-        for rows in [rows_of(x)] if estimator is None else estimator.chunks(x):
+        parts = estimator.chunks(x) if isinstance(estimator, Estimator) else [rows_of(x)]
+        for rows in parts:
             search = Search(criterion, x[rows].detach(), rows, estimator, eps, sign)
             x_adv = search.begin(start if steps else 0, seed)
             search.run(x_adv, weights[rows], beta, steps, step_size, on_step)
@@ -191,14 +204,19 @@ class Search:
     criterion: Criterion
     x: Pixels
     rows: Rows
-    estimator: Estimator | None
+    estimator: Estimator | Similarity
     eps: float
     sign: int
+
+    @property
+    def learns(self) -> bool:
+        """Whether critics estimate the similarity, and not a formula."""
+        return isinstance(self.estimator, Estimator)
 
     def begin(self, size: float, seed: int) -> Pixels:
         """The first iterate: every image with the same noise within ±``size``."""
         self.generator = runtime.generator(seed)
-        if self.estimator:
+        if self.learns:
             self.critics = self.estimator.critics(self.x)
         noise = 2 * torch.rand(self.x.shape[1:], generator=self.generator).to(self.x) - 1
         x_adv = self.within(self.x + size * noise)
@@ -232,9 +250,9 @@ class Search:
         return x_adv.clamp(self.x - self.eps, self.x + self.eps).clamp(0, 1)
 
     def similarity(self, x_adv: Pixels) -> PerImage:
-        """The bound of each image's critic, or −‖δ‖₂²."""
-        if self.estimator is None:
-            return -(x_adv - self.x).square().flatten(1).sum(1)
+        """The bound of each image's critic, or what stands in its place."""
+        if not self.learns:
+            return self.estimator(self.x, x_adv)
         return self.critics.bound(*self.estimator.samples(self.x, x_adv, self.generator))
 
     def slope(self, x_adv: Pixels, weight: PerImage) -> Pixels:
@@ -249,13 +267,13 @@ class Search:
     @torch.no_grad()
     def judge(self, x_adv: Pixels) -> tuple[PerImage, PerImage]:
         """Trains the critics on ``x_adv`` and keeps it where it is better; returns f and I."""
-        if self.estimator:
+        if self.learns:
             for _ in range(self.estimator.steps):
                 self.critics.learn(*self.estimator.samples(self.x, x_adv, self.generator))
         f = self.criterion(x_adv, self.rows)
         information = self.similarity(x_adv)
         success = f <= 0
-        if self.estimator and self.sign < 0:
+        if self.learns and self.sign < 0:
             success &= information > 0
         self.best.keep(AttackResult(x_adv, information, success), self.sign, f < self.least)
         self.least = torch.minimum(self.least, f)

@@ -30,8 +30,10 @@ from course_utils.methods import mutual_information as mi
 from course_utils.methods.attacks import succeeded
 from course_utils.methods.minmax import (
     AttackResult,
+    closeness,
     minmax,
     misclassified,
+    nothing,
     penalty,
     reconstructed,
     ssim,
@@ -136,14 +138,15 @@ def by_hand(kind, model, f, x, how, settings):
     given = dict(c=None, similar=True, start=0.086, seed=0) | settings
     given = SimpleNamespace(**given)
     generator, records = runtime.generator(given.seed), []
-    plain = how and copy.deepcopy(how.critic)
-    adam = how and torch.optim.Adam(plain.parameters(), lr=how.lr)
+    learns = isinstance(how, Estimator)
+    plain = learns and copy.deepcopy(how.critic)
+    adam = learns and torch.optim.Adam(plain.parameters(), lr=how.lr)
 
     def box(z):
         return (x + (z - x).clamp(-given.eps, given.eps)).clamp(0, 1)
 
     def similarity(z):
-        if how is None:
+        if not learns:
             return -(z - x).square().sum()
         return plain_bound(plain, *drawn(kind, model, x, z, generator))
 
@@ -153,7 +156,7 @@ def by_hand(kind, model, f, x, how, settings):
         z = z.detach().requires_grad_()
         objective = dual * f(z).clamp(min=0) + (-1 if given.similar else 1) * similarity(z)
         z = box((z - given.step_size * torch.autograd.grad(objective, z)[0]).detach())
-        for _ in range(how.steps if how else 0):
+        for _ in range(how.steps if learns else 0):
             adam.zero_grad()
             (-plain_bound(plain, *drawn(kind, model, x, z, generator))).backward()
             adam.step()
@@ -215,7 +218,7 @@ def test_the_best_iterate_is_kept_exactly(kind, similar, model):
     runs = [(wild, 1e-4), (wild, 0.02), (misclassified(model, y), 0.02)]
     for seed, (criterion, lr) in [(seed, run) for seed in range(3) for run in runs]:
         seen, how = [], estimator(kind, model)
-        how = how and replace(how, lr=lr)
+        how = replace(how, lr=lr) if kind != "l2" else how
         changes = dict(estimator=how, criterion=criterion, similar=similar, seed=seed)
         found = attack(kind, model, x, y, **changes, on_step=seen.append)
         chosen = expected_best(seen, similar, positive=not similar and kind != "l2")
@@ -301,7 +304,7 @@ def test_everything_is_left_as_found(kind):
     model.conv1.weight.requires_grad_(False)
     x, y = batch(model=build("mixed"))
     how, images = estimator(kind, model), x.clone()
-    modules = (model, *([how.critic] if how else []))
+    modules = (model, *([] if kind == "l2" else [how.critic]))
     before = everything(*modules)
     found = attack(kind, model, x, y, estimator=how)
     result = penalty(model, misclassified(model, y), x, estimator=how, steps=2, rounds=2)
@@ -441,7 +444,7 @@ FINITE = "give a finite number of 0 or more"
 )
 def test_bad_input_is_refused_by_name_value_and_cure(wrong, message, model):
     x, y = batch()
-    settings = dict(x=x, estimator=None) | wrong
+    settings = dict(x=x, estimator=closeness) | wrong
     with pytest.raises(ValueError, match=message):
         minmax(model, misclassified(model, y), **settings)
     if "c" not in wrong:
@@ -451,7 +454,20 @@ def test_bad_input_is_refused_by_name_value_and_cure(wrong, message, model):
 
 def test_penalty_needs_a_round():
     with pytest.raises(ValueError, match="rounds is 0; give a whole number, 1 or more"):
-        penalty(build(), wild, batch()[0], estimator=None, rounds=0)
+        penalty(build(), wild, batch()[0], estimator=closeness, rounds=0)
+
+
+def test_without_similarity_the_criterion_alone_moves_and_the_first_success_is_kept(model):
+    x, y = batch(4)
+    seen = []
+    settings = dict(steps=40, step_size=0.1, beta=0.5, eps=1.0, estimator=nothing)
+    found = minmax(model, misclassified(model, y), x, on_step=seen.append, **settings)
+    assert found.success.any() and (found.information[found.success] == 0).all()
+    for i in found.success.nonzero().flatten():
+        first = next(step for step in seen if step.criterion[i] <= 0)
+        assert torch.equal(found.x_adv[i], first.x_adv[i])
+    still = minmax(model, misclassified(model, y), x, **settings | dict(c=0.0, start=0.0))
+    assert torch.equal(still.x_adv, x)
 
 
 # --- the penalty baseline
@@ -475,7 +491,7 @@ def test_penalty_searches_c_tenfold_and_then_by_halves_for_every_image(monkeypat
     x, _ = batch(5)
     thresholds, calls = torch.tensor([0.0005, 0.05, 7.0, 3.3, torch.inf]).double(), []
     monkeypatch.setattr(methods, "minmax", scripted(thresholds, x, calls))
-    settings = dict(estimator=None, steps=3, similar=similar)
+    settings = dict(estimator=closeness, steps=3, similar=similar)
     found = penalty("model", "criterion", x, rounds=9, c=1e-3, **settings)
     assert len(calls) == 9 and all(given == settings for _, given in calls)
     tried = torch.stack([c for c, _ in calls], 1)

@@ -481,7 +481,7 @@ def test_eps_that_is_no_number_is_named(eps):
     for call in (
         lambda: linear.worst_case(logistic, x, y, eps),
         lambda: linear.robust_error(logistic, data, eps),
-        lambda: minmax.minmax(build(), aim, x, estimator=None, eps=eps),
+        lambda: minmax.minmax(build(), aim, x, estimator=minmax.closeness, eps=eps),
         lambda: poisons.class_noise(data, eps=eps),
         lambda: poisons.adversarial_poison(build(), data, eps=eps),
         lambda: confuse.head_start(generator(), [build()], data, identity, eps=eps, steps=1),
@@ -511,7 +511,7 @@ def test_eps_in_grey_levels_is_warned_of_elsewhere_too():
     aim = minmax.misclassified(build(), y)
     for call in (
         lambda: linear.worst_case(training.models.logistic(16, 4), x, y, 8),
-        lambda: minmax.minmax(build(), aim, x, estimator=None, eps=8, steps=1),
+        lambda: minmax.minmax(build(), aim, x, estimator=minmax.closeness, eps=8, steps=1),
         lambda: objectives.adversarial(build(), x, y, attack=attacks.pgd, eps=8.0, steps=1),
     ):
         with pytest.warns(UserWarning, match="eps is 8: "):
@@ -588,7 +588,11 @@ def test_too_few_labels_of_a_criterion_are_refused():
     x, y = batch(6)
     with pytest.raises(ValueError, match="target has 1 labels; give one per image"):
         minmax.minmax(
-            build(), minmax.misclassified(build(), target=y[:1]), x, estimator=None, steps=1
+            build(),
+            minmax.misclassified(build(), target=y[:1]),
+            x,
+            estimator=minmax.closeness,
+            steps=1,
         )
 
 
