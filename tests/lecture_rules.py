@@ -20,6 +20,8 @@ REWORKED = (
     "05",
     "06",
     "07",
+    "08",
+    "09",
     "14",
 )  # whose slides are short; the others follow
 SLIDE_TYPES = ("slide", "subslide", "fragment", "notes", "skip")

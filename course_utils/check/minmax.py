@@ -1,10 +1,11 @@
-"""Exercises of lecture 09: ``hinge`` and ``dual_step``."""
+"""Exercises of lecture 09: the criterion, both steps of the algorithm, a search, an ablation."""
 
 import torch
 import torch.nn.functional as F
 
 from course_utils.check import answers
 from course_utils.check.exercise import exercise
+from course_utils.core import runtime
 
 
 def logits_and_labels():
@@ -45,6 +46,7 @@ def show_row(case, got, want):
 @exercise(
     "09",
     "The criterion of an untargeted attack",
+    level="easy",
     hints=(
         "How far is the logit of the true class above the best of the OTHERS? "
         "Where it is not above, the attack has succeeded: 0.",
@@ -79,17 +81,7 @@ def show_row(case, got, want):
         ],
         "that is the lead of the predicted class; f is the lead of the true one, y. "
         "They differ where the model is wrong.": [lambda z, y: lead(z, z.argmax(1))],
-        "that is the smallest of the others; the strongest rival is the largest.": [
-            rival(lambda z, y: z.scatter(1, y[:, None], torch.inf).amin(1))
-        ],
-        "that is the mean of the others; the strongest rival is the largest.": [
-            rival(lambda z, y: (z.sum(1) - own(z, y)) / 3)
-        ],
-        "that is the hinge loss of a training, max(0, 1 − margin). "
         "The attack wants the margin itself: max(0, f).": [lambda z, y: (1 - lead(z, y)).relu()],
-        "the lead is cut off at 1; only the side below 0 is clipped: clamp(min=0).": [
-            lambda z, y: lead(z, y).clamp(0, 1)
-        ],
         "that is the logit of y alone; subtract the largest of the others.": [
             own,
             rival(lambda z, y: 0),
@@ -139,6 +131,7 @@ def show_step(case, got, want):
 @exercise(
     "09",
     "The update of the dual variable",
+    level="core",
     hints=(
         "c forgets a little, (1 − β / t^{1/4}) c, and grows by β f⁺ as long as the attack has not "
         "succeeded. It never becomes negative.",
@@ -179,34 +172,10 @@ def show_step(case, got, want):
         "t is missing in the decay, β / t^{1/4}. (In Python 1 // 4 is 0, and t ** 0 is 1.)": [
             decay(lambda t, beta: 1 - beta)
         ],
-        "Python reads t**1//4 as (t ** 1) // 4, a division. Write t ** 0.25.": [
-            decay(lambda t, beta: 1 - beta / (t // 4))
-        ],
-        "Python reads t**1/4 as (t ** 1) / 4, a division. Write t ** 0.25.": [
-            decay(lambda t, beta: 1 - beta / (t / 4))
-        ],
         "that is the square root of t; the decay takes the fourth root, t ** 0.25.": [
             decay(lambda t, beta: 1 - beta / t**0.5)
         ],
-        "that is the fourth power of t; the decay takes the fourth root, t ** 0.25.": [
-            decay(lambda t, beta: 1 - beta / t**4)
-        ],
-        "t^{1/4} divides β: the decay becomes weaker with time.": [
-            decay(lambda t, beta: 1 - beta * t**0.25)
-        ],
-        "the brackets: 1 − (β / t^{1/4}), not (1 − β) / t^{1/4}.": [
-            decay(lambda t, beta: (1 - beta) / t**0.25)
-        ],
-        "the power belongs to t alone: β / t ** 0.25.": [
-            decay(lambda t, beta: (1 - beta / t) ** 0.25)
-        ],
-        "β is missing in the decay, 1 − β / t^{1/4}.": [decay(lambda t, beta: slow(t, 1))],
-        "t counts from 1 already; take t, not t + 1.": [decay(lambda t, beta: slow(t + 1, beta))],
-        "the decay has the wrong sign: 1 − β / t^{1/4}.": [decay(lambda t, beta: slow(t, -beta))],
         "β is missing before f⁺.": [rise(lambda f, t, beta: f.relu())],
-        "the rise is β f⁺, with the full β; only the decay is divided by t^{1/4}.": [
-            rise(lambda f, t, beta: beta / t**0.25 * f.relu())
-        ],
         "the decay multiplies f⁺ too; it belongs to c alone.": [
             lambda c, f, t, beta: slow(t, beta) * (c + beta * f.relu())
         ],
@@ -217,13 +186,164 @@ def show_step(case, got, want):
             rise(lambda f, t, beta: -beta * f),
         ],
         "only the decay is there; + β f⁺ is missing.": [rise(lambda f, t, beta: 0)],
-        "that is the absolute value of f; f⁺ = max(0, f) is 0 where the attack has succeeded.": [
-            rise(lambda f, t, beta: beta * f.abs())
-        ],
-        "f⁺ is averaged over the batch; each image has its own c and its own f.": [
-            rise(lambda f, t, beta: beta * f.relu().mean())
-        ],
     },
 )
 def dual_step(c, f, t, beta):
     return ((1 - beta / t**0.25) * c + beta * f.clamp(min=0)).clamp(min=0)
+
+
+def one_ablation():
+    first, second = torch.rand(2, 8, generator=runtime.generator(5), dtype=torch.float64)
+    usable = torch.tensor([[1, 1, 0, 1, 1, 1, 0, 1], [1, 0, 0, 1, 1, 0, 1, 1]]).bool()
+    return [(first, 2 * second, usable)]
+
+
+@exercise(
+    "09",
+    "Read an ablation on the same images",
+    level="easy",
+    hints=(
+        "Each image is its own control: take the difference image by image, and only where both "
+        "attacks can be compared.",
+        "usable.all(0) is true where both are; index with it.",
+        "return (with_it - without)[usable.all(0)].mean().",
+    ),
+    inputs=one_ablation,
+    mistakes={
+        "each mean runs over its own images; a pair needs both: usable.all(0).": [
+            lambda a, b, ok: a[ok[0]].mean() - b[ok[1]].mean()
+        ],
+        "the images that cannot be compared are in the mean.": [lambda a, b, ok: (a - b).mean()],
+        "an image counts only if it is usable in BOTH: all, not any.": [
+            lambda a, b, ok: (a - b)[ok.any(0)].mean()
+        ],
+        "they are set to 0 and still counted; leave them out.": [
+            lambda a, b, ok: ((a - b) * ok.all(0)).mean()
+        ],
+        "the sign is turned: with_it − without.": [lambda a, b, ok: (b - a)[ok.all(0)].mean()],
+        "the mean, not the sum.": [lambda a, b, ok: (a - b)[ok.all(0)].sum()],
+    },
+)
+def control_gap(with_it, without, usable):
+    return (with_it - without)[usable.all(0)].mean()
+
+
+def primal_inputs():
+    x = answers.small_images(4)
+    rng = runtime.generator(7)
+    slope_f, slope_I = torch.randn(2, *x.shape, generator=rng, dtype=torch.float64)
+    f = torch.tensor([0.7, -0.2, 1.5, 0.3], dtype=torch.float64)
+    c = torch.tensor([0.5, 2.0, 1.0, 3.0], dtype=torch.float64)
+    x_adv = (x + 0.1 * slope_I.sign()).clamp(0, 1)
+    return [(x, x_adv, f, slope_f, slope_I, c, 0.2, 0.3)]
+
+
+def moved(direction, box=lambda z: z.clamp(0, 1), ball=lambda d, eps: d.clamp(-eps, eps)):
+    """A step against ``direction(f, slope_f, slope_I, c)``, into the ball and the box."""
+
+    def step(x, x_adv, f, slope_f, slope_I, c, alpha, eps):
+        new = x_adv - alpha * direction(f, slope_f, slope_I, answers.per_image(c))
+        return box(x + ball(new - x, eps))
+
+    return step
+
+
+def downhill(f, slope_f, slope_I, c):
+    return answers.per_image(f > 0) * c * slope_f - slope_I
+
+
+@exercise(
+    "09",
+    "The step of the image",
+    level="core",
+    hints=(
+        "F = c f⁺ − I goes down: x_adv − α ∇F. Where f ≤ 0 the slope of f⁺ is 0.",
+        "∇F = (c * (f > 0))[:, None, None, None] * slope_f - slope_I. "
+        "ε limits the distance from x, not the step.",
+        "delta = x_adv - alpha * slope - x; return (x + delta.clamp(-eps, eps)).clamp(0, 1).",
+    ),
+    inputs=primal_inputs,
+    mistakes={
+        "where the attack has succeeded, f ≤ 0, f⁺ has no slope: c * (f > 0).": [
+            moved(lambda f, a, b, c: c * a - b)
+        ],
+        "F subtracts I, and the step goes down F: x_adv − α (c ∇f⁺ − ∇I).": [
+            moved(lambda f, a, b, c: answers.per_image(f > 0) * c * a + b),
+            moved(lambda f, a, b, c: -downhill(f, a, b, c)),
+        ],
+        "the gradient of c f⁺ is c ∇f; the value f itself does not multiply it.": [
+            moved(lambda f, a, b, c: c * answers.per_image(f.relu()) * a - b)
+        ],
+        "the price c is missing before the gradient of f.": [
+            moved(lambda f, a, b, c: answers.per_image(f > 0) * a - b)
+        ],
+        "there is no sign here: Algorithm 1 takes plain gradients.": [
+            moved(lambda *given: downhill(*given).sign())
+        ],
+        "ε is missing: clip x_adv − x to [−ε, ε].": [moved(downhill, ball=lambda d, eps: d)],
+        "pixels must stay in [0,1]: clip the image at the end.": [moved(downhill, lambda z: z)],
+        "ε limits the distance from x, not the length of this step.": [
+            lambda x, x_adv, f, a, b, c, alpha, eps: (
+                x_adv + (-alpha * downhill(f, a, b, answers.per_image(c))).clamp(-eps, eps)
+            ).clamp(0, 1)
+        ],
+        "that is the step of the information alone; c f⁺ is missing.": [
+            moved(lambda f, a, b, c: -b)
+        ],
+    },
+)
+def primal_step(x, x_adv, f, slope_f, slope_I, c, alpha, eps):
+    return moved(downhill)(x, x_adv, f, slope_f, slope_I, c, alpha, eps)
+
+
+def a_round():
+    inf = torch.inf
+    lower = torch.tensor([0.0, 0.0, 0.1, 0.1, 0.4], dtype=torch.float64)
+    upper = torch.tensor([inf, inf, 1.0, 1.0, inf], dtype=torch.float64)
+    c = torch.tensor([1e-3, 1e-3, 0.55, 0.55, 4.0], dtype=torch.float64)
+    return [(lower, upper, c, torch.tensor([True, False, True, False, False]))]
+
+
+def searched(grow=lambda lower, upper, c: 10 * c, halve=lambda low, up: (low + up) / 2, turn=False):
+    """The right search, or a wrong one."""
+
+    def answer(lower, upper, c, success):
+        if turn:
+            success = ~success
+        upper, lower = torch.where(success, c, upper), torch.where(success, lower, c)
+        return torch.stack(
+            [lower, upper, torch.where(upper.isinf(), grow(lower, upper, c), halve(lower, upper))]
+        )
+
+    return answer
+
+
+@exercise(
+    "09",
+    "The search for the price, many images at once",
+    level="hard",
+    hints=(
+        "A success says that c is enough: it becomes upper. A failure says that it is not: lower.",
+        "upper = torch.where(success, c, upper); lower = torch.where(success, lower, c). "
+        "With the new upper: still inf?",
+        "torch.stack([lower, upper, torch.where(upper.isinf(), 10 * c, (lower + upper) / 2)]).",
+    ),
+    inputs=a_round,
+    mistakes={
+        "after a success c is an upper limit, after a failure a lower one; yours are swapped.": [
+            searched(turn=True)
+        ],
+        "until one c succeeds, the next is ten times c.": [searched(lambda low, up, c: 2 * c)],
+        "the limits of this round count for the next c, not those of the last one.": [
+            lambda lower, upper, c, success: torch.stack(
+                [
+                    torch.where(success, lower, c),
+                    torch.where(success, c, upper),
+                    torch.where(upper.isinf(), 10 * c, (lower + upper) / 2),
+                ]
+            )
+        ],
+    },
+)
+def weight_search(lower, upper, c, success):
+    return searched()(lower, upper, c, success)
