@@ -81,6 +81,7 @@ def show_row(case, got, want):
         ],
         "that is the lead of the predicted class; f is the lead of the true one, y. "
         "They differ where the model is wrong.": [lambda z, y: lead(z, z.argmax(1))],
+        "that is the hinge loss of a training, max(0, 1 − margin). "
         "The attack wants the margin itself: max(0, f).": [lambda z, y: (1 - lead(z, y)).relu()],
         "that is the logit of y alone; subtract the largest of the others.": [
             own,
@@ -172,6 +173,10 @@ def show_step(case, got, want):
         "t is missing in the decay, β / t^{1/4}. (In Python 1 // 4 is 0, and t ** 0 is 1.)": [
             decay(lambda t, beta: 1 - beta)
         ],
+        "Python reads t**1/4 and t**1//4 as (t ** 1) divided by 4. Write t ** 0.25.": [
+            decay(lambda t, beta: 1 - beta / (t / 4)),
+            decay(lambda t, beta: 1 - beta / (t // 4)),
+        ],
         "that is the square root of t; the decay takes the fourth root, t ** 0.25.": [
             decay(lambda t, beta: 1 - beta / t**0.5)
         ],
@@ -203,8 +208,7 @@ def one_ablation():
     "Read an ablation on the same images",
     level="easy",
     hints=(
-        "Each image is its own control: take the difference image by image, and only where both "
-        "attacks can be compared.",
+        "Take the difference image by image, and only where both attacks can be compared.",
         "usable.all(0) is true where both are; index with it.",
         "return (with_it - without)[usable.all(0)].mean().",
     ),
@@ -297,23 +301,21 @@ def primal_step(x, x_adv, f, slope_f, slope_I, c, alpha, eps):
 
 
 def a_round():
-    inf = torch.inf
     lower = torch.tensor([0.0, 0.0, 0.1, 0.1, 0.4], dtype=torch.float64)
-    upper = torch.tensor([inf, inf, 1.0, 1.0, inf], dtype=torch.float64)
+    upper = torch.tensor([torch.inf, torch.inf, 1.0, 1.0, torch.inf], dtype=torch.float64)
     c = torch.tensor([1e-3, 1e-3, 0.55, 0.55, 4.0], dtype=torch.float64)
     return [(lower, upper, c, torch.tensor([True, False, True, False, False]))]
 
 
-def searched(grow=lambda lower, upper, c: 10 * c, halve=lambda low, up: (low + up) / 2, turn=False):
+def searched(growth=10, turn=False):
     """The right search, or a wrong one."""
 
     def answer(lower, upper, c, success):
         if turn:
             success = ~success
         upper, lower = torch.where(success, c, upper), torch.where(success, lower, c)
-        return torch.stack(
-            [lower, upper, torch.where(upper.isinf(), grow(lower, upper, c), halve(lower, upper))]
-        )
+        new = torch.where(upper.isinf(), growth * c, (lower + upper) / 2)
+        return torch.stack([lower, upper, new])
 
     return answer
 
@@ -333,13 +335,12 @@ def searched(grow=lambda lower, upper, c: 10 * c, halve=lambda low, up: (low + u
         "after a success c is an upper limit, after a failure a lower one; yours are swapped.": [
             searched(turn=True)
         ],
-        "until one c succeeds, the next is ten times c.": [searched(lambda low, up, c: 2 * c)],
+        "until one c succeeds, the next is ten times c.": [searched(2)],
         "the limits of this round count for the next c, not those of the last one.": [
-            lambda lower, upper, c, success: torch.stack(
+            lambda lower, upper, c, success: torch.cat(
                 [
-                    torch.where(success, lower, c),
-                    torch.where(success, c, upper),
-                    torch.where(upper.isinf(), 10 * c, (lower + upper) / 2),
+                    searched()(lower, upper, c, success)[:2],
+                    torch.where(upper.isinf(), 10 * c, (lower + upper) / 2)[None],
                 ]
             )
         ],

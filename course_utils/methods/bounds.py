@@ -76,16 +76,17 @@ def shuffle_cap(joint: Joint, order: Int[Tensor, "k"]) -> Values:
     return math.log(len(order)) + joint.mean(-1) - joint[..., fixed].amax(-1)
 
 
+def entropy(rows: Float[Tensor, "k d"]) -> Tensor:
+    """Entropy in nats of a row drawn with equal odds; equal rows count as one value."""
+    p = rows.unique(dim=0, return_counts=True)[1] / len(rows)
+    return -(p * p.log()).sum()
+
+
 def index_information(u: Float[Tensor, "k d"], v: Float[Tensor, "k e"]) -> float:
     """Exact information in nats of the pair (u_k, v_k) when k is drawn from 1 … K with equal odds.
 
     log K where the rows of u differ from each other and those of v too, whatever they are.
     """
-
-    def entropy(rows: Tensor) -> Tensor:
-        p = rows.unique(dim=0, return_counts=True)[1] / len(rows)
-        return -(p * p.log()).sum()
-
     if u.dim() != 2 or v.dim() != 2 or len(u) != len(v):
         raise ValueError(
             f"u has shape {tuple(u.shape)} and v {tuple(v.shape)}; give K rows of each."
