@@ -200,8 +200,11 @@ class Notebook:
         """Slide by slide, from the first to the last, or until this selector is in sight."""
         self.page.keyboard.press("Home")
         while True:
-            self.page.wait_for_timeout(100)  # sizes are seen after the next frame
-            step = self.step()
+            for _ in range(50):  # sizes are seen after the next frame, on a busy machine much later
+                self.page.wait_for_timeout(100)
+                step = self.step()
+                if step["overflow"] <= 0:
+                    break
             yield step
             if (
                 until
