@@ -1,4 +1,4 @@
-"""Exercises of lecture 10: ``uae_criterion`` and ``matched_epochs``."""
+"""Exercises of lecture 10: the criterion, the cut, two projections, and equal training."""
 
 import math
 
@@ -7,7 +7,7 @@ import torch
 from course_utils.check import answers
 from course_utils.check.exercise import exercise
 from course_utils.core import runtime
-from course_utils.methods import autoencoders
+from course_utils.methods import autoencoders, unsupervised
 
 ORIGINAL = (
     "the target is x_adv in the first term. "
@@ -43,6 +43,7 @@ def changed(change):
 @exercise(
     "10",
     "The criterion of an unsupervised adversarial example",
+    level="easy",
     hints=(
         "Does the autoencoder give the ORIGINAL back from x_adv at least as well as from x itself? "
         "The target is x in both terms.",
@@ -136,6 +137,7 @@ def counted(batches, rounded):
 @exercise(
     "10",
     "Epochs that take as many steps",
+    level="core",
     hints=(
         "An epoch has one step per batch, and the last batch may be smaller. "
         "Count the steps of the augmented training first.",
@@ -165,3 +167,138 @@ def counted(batches, rounded):
 def matched_epochs(images, augmented, epochs, batch_size):
     steps = epochs * math.ceil(augmented / batch_size)
     return math.ceil(steps / math.ceil(images / batch_size))
+
+
+@exercise(
+    "10",
+    "How far cut noise brightens a black pixel",
+    level="core",
+    hints=(
+        "A black pixel becomes max(0, σz). Half of the draws are cut to 0; "
+        "what is the mean over all of them?",
+        "E max(0, σz) = σ ∫₀^∞ z φ(z) dz, and z φ(z) is the derivative of −φ(z).",
+        "σ φ(0) = σ / √(2π): sigma / (2 * torch.pi) ** 0.5.",
+    ),
+    inputs=lambda: [(0.01,), (0.001,), (0.2,)],
+    otherwise=lambda case, got, want: (
+        f"for sigma = {case[0]} it is {want.item():.5f}; you return {got.item():.5f}. "
+        "Draw some and take the mean."
+    ),
+    mistakes={
+        "the noise has mean 0, but not what is left after the cut: only the bright half is.": [
+            lambda sigma: 0 * sigma
+        ],
+        "that is E |σz|, the mean of the bright half alone; the other half of the draws gives 0.": [
+            lambda sigma: sigma * math.sqrt(2 / math.pi)
+        ],
+        "that is the standard deviation; the mean of max(0, σz) is smaller.": [lambda sigma: sigma],
+        "half of the draws are cut, but the mean of the other half is not σ.": [
+            lambda sigma: sigma / 2
+        ],
+        "that is φ(0) alone; it grows with σ.": [lambda sigma: 1 / math.sqrt(2 * math.pi)],
+    },
+)
+def brightening(sigma):
+    return sigma / math.sqrt(2 * math.pi)
+
+
+def changes_and_layer():
+    """Rows of different lengths, neither orthogonal nor independent: the last is a sum of two."""
+    rng = runtime.generator(3)
+    delta, weight = (torch.randn(n, 12, generator=rng, dtype=torch.float64) for n in (5, 4))
+    weight *= torch.tensor([0.3, 1.0, 2.0, 1.0], dtype=torch.float64)[:, None]
+    return [(delta, weight), (delta, torch.cat([weight, weight[:1] + weight[1:2]]))]
+
+
+@exercise(
+    "10",
+    "What a linear layer does not see",
+    level="core",
+    hints=(
+        "W unseen = 0. Split δ into a part made of the rows of W and the rest; return the rest.",
+        "The rows are neither orthogonal nor of length 1, so Wᵀ W δ is not the seen part. "
+        "W⁺ W δ is, with W⁺ = torch.linalg.pinv(W).",
+        "Images are rows here: delta - delta @ (torch.linalg.pinv(weight) @ weight).T.",
+    ),
+    inputs=changes_and_layer,
+    mistakes={
+        "that is what the layer sees; subtract it from δ.": [
+            lambda delta, weight: delta - unsupervised.unseen(delta, weight)
+        ],
+        "the rows of W are not orthonormal, so δ − WᵀWδ is no projection: "
+        "put the pseudoinverse in the place of the first Wᵀ.": [
+            lambda delta, weight: delta - delta @ weight.T @ weight
+        ],
+        "with rows of length 1 that is right only if they are orthogonal; use the pseudoinverse.": [
+            lambda delta, weight: (
+                delta
+                - delta
+                @ torch.nn.functional.normalize(weight, dim=1).T
+                @ torch.nn.functional.normalize(weight, dim=1)
+            )
+        ],
+    },
+)
+def unseen(delta, weight):
+    return unsupervised.unseen(delta, weight)
+
+
+def directions_and_slopes():
+    """One goes uphill steeply, one gently, one downhill, one level."""
+    rng = runtime.generator(5)
+    away, slope = (torch.randn(4, 6, generator=rng, dtype=torch.float64) for _ in range(2))
+    away[0] = away[0].abs() * slope[0].sign()
+    away[1] = away[0] + 0.1 * slope[1]
+    away[1] *= (away[1] * slope[1]).sum().sign()
+    away[2] = -slope[2] + 0.3 * away[2]
+    away[3] -= (away[3] @ slope[3]) / (slope[3] @ slope[3]) * slope[3]
+    return [(away, slope)]
+
+
+def tangential(uphill=lambda d: d.clamp(min=0), length=lambda s: (s * s).sum(1)):
+    """A wrong rest: ``uphill`` of ⟨away, slope⟩, over ``length`` of the slope."""
+    return lambda away, slope: (
+        away - (uphill((away * slope).sum(1)) / length(slope))[:, None] * slope
+    )
+
+
+@exercise(
+    "10",
+    "A step that does not raise f",
+    level="hard",
+    hints=(
+        "To first order a step raises f by ⟨away, slope⟩. "
+        "Where that is positive, subtract the part along the slope; where not, leave all.",
+        "The part of a along s is ⟨a, s⟩ / ⟨s, s⟩ · s. Each row has its own ⟨a, s⟩.",
+        "uphill = (away * slope).sum(1, keepdim=True).clamp(min=0); "
+        "return away - uphill / slope.square().sum(1, keepdim=True) * slope.",
+    ),
+    inputs=directions_and_slopes,
+    mistakes={
+        "a step that lowers f may keep that part: clamp ⟨away, slope⟩ to 0 or more.": [
+            tangential(uphill=lambda d: d)
+        ],
+        "the sign is turned: you remove the part that LOWERS f.": [
+            tangential(uphill=lambda d: d.clamp(max=0))
+        ],
+        "divide by ⟨s, s⟩, the square of the length: s / ‖s‖ comes twice.": [
+            tangential(length=lambda s: s.norm(dim=1))
+        ],
+        "divide by ⟨s, s⟩: the slope has no length of 1.": [
+            tangential(length=lambda s: torch.ones_like(s[:, 0]))
+        ],
+        "that is the part along the slope; the rest is asked for.": [
+            lambda away, slope: away - tangential()(away, slope)
+        ],
+        "each image has its own ⟨away, slope⟩: sum over its pixels, not over the batch.": [
+            lambda away, slope: (
+                away - (away * slope).sum().clamp(min=0) / (slope * slope).sum() * slope
+            )
+        ],
+        "that is length 1, but the length is chosen elsewhere.": [
+            lambda away, slope: torch.nn.functional.normalize(tangential()(away, slope), dim=1)
+        ],
+    },
+)
+def tangent(away, slope):
+    return tangential()(away, slope)

@@ -21,6 +21,7 @@ from course_utils.core.inputs import (
     check_ball,
     check_count,
     check_images,
+    chunks,
     goal,
     rows_of,
 )
@@ -163,8 +164,8 @@ def minmax(
         beta = 0
     found = []
     with eval_mode(model):
-        parts = estimator.chunks(x) if isinstance(estimator, Estimator) else [rows_of(x)]
-        for rows in parts:
+        learns = isinstance(estimator, Estimator)
+        for rows in estimator.chunks(x) if learns else parts(x):
             search = Search(criterion, x[rows].detach(), rows, estimator, eps, sign)
             x_adv = search.begin(start if steps else 0, seed)
             search.run(x_adv, weights[rows], beta, steps, step_size, on_step)
@@ -172,12 +173,17 @@ def minmax(
     return joined(found)
 
 
-def joined(parts: list[AttackResult]) -> AttackResult:
+def parts(x: Pixels) -> tuple[Rows, ...]:
+    """Rows of ``x`` that fit into memory together; a single part for an empty batch."""
+    return chunks(rows_of(x), x) or (rows_of(x),)
+
+
+def joined(found: list[AttackResult]) -> AttackResult:
     """The results of several parts of a batch as one."""
     return AttackResult(
-        torch.cat([part.x_adv for part in parts]),
-        torch.cat([part.information for part in parts]),
-        torch.cat([part.success for part in parts]),
+        torch.cat([part.x_adv for part in found]),
+        torch.cat([part.information for part in found]),
+        torch.cat([part.success for part in found]),
     )
 
 
