@@ -1,4 +1,4 @@
-"""Speed and memory beside the peers: ``make bench``, or ``python benchmarks/bench.py [attacks] [deepfool] [minimum] [mine] [confuse] [training] [imports] [memory] [kernel] [widgets]``.
+"""Speed and memory beside the peers: ``make bench``, or ``python benchmarks/bench.py [attacks] [deepfool] [minimum] [mine] [minmax] [confuse] [training] [imports] [memory] [kernel] [widgets]``.
 
 Everything that is compared runs in one process, in turns, several times over, and a ratio is taken within each turn: what else the machine
 does then weighs on all alike. Tables show the median ratio. Writes ``build/bench.json``; exits with 1 when a bar is missed.
@@ -26,7 +26,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from course_utils.core import data, files, generators, models, runtime
 from course_utils.core.geometry import norm as size_of
 from course_utils.core.training import fit, slides_network
+from course_utils.methods import autoencoders, unsupervised
 from course_utils.methods import confuse as course_confuse
+from course_utils.methods import minmax as course_minmax
 from course_utils.methods import mutual_information as mi
 from course_utils.methods.attacks import pgd, succeeded, withstood
 from course_utils.methods.boundary import deepfool as course_deepfool
@@ -38,6 +40,7 @@ TURNS = {
     "deepfool": 3,
     "minimum": 3,
     "mine": 3,
+    "minmax": 3,
     "confuse": 7,
     "training": 3,
     "imports": 5,
@@ -236,6 +239,30 @@ def mine() -> list[Row]:
             what = f"MINE, {samples}, {name} critic: batch / alone"
             note = f"{single:.2f} ms alone, {many:.2f} ms in a batch"
             rows.append(Row(what, value, "×", "at most 1×", value <= 1, note))
+    return rows
+
+
+def minmax() -> list[Row]:
+    """A step of an image by MinMax and by a walk, alone and in a batch of 64."""
+    train, test = data.load()
+    x, y = test.x[:64], test.y[:64]
+    front, auto = models.cw_cnn(), autoencoders.shipped(train.source)["dense"]
+    how = mi.Estimator(mi.feature_maps(front), mi.Affine(26 * 26))
+
+    def attack(n: int) -> None:
+        goal = course_minmax.misclassified(front, y[:n])
+        course_minmax.minmax(front, goal, x[:n], estimator=how, steps=10)
+
+    def walk(n: int) -> None:
+        unsupervised.walk_out(auto, course_minmax.reconstructed(auto, x[:n]), x[:n], steps=10)
+
+    rows = []
+    for what, run in (("MinMax, 32 feature maps, affine critic", attack), ("walk", walk)):
+        seconds = in_turns({n: lambda n=n: run(n) for n in (1, 64)}, TURNS["minmax"])
+        value = ratio([one / 64 for one in seconds[64]], seconds[1])
+        single, many = (100 * statistics.median(seconds[n]) / n for n in (1, 64))
+        note = f"{single:.2f} ms an image and step alone, {many:.2f} ms in a batch"
+        rows.append(Row(f"{what}: batch / alone", value, "×", "at most 1×", value <= 1, note))
     return rows
 
 
@@ -515,6 +542,7 @@ SECTIONS = {
     "deepfool": deepfool,
     "minimum": minimum,
     "mine": mine,
+    "minmax": minmax,
     "confuse": confuse,
     "training": training,
     "imports": imports,

@@ -22,6 +22,7 @@ REWORKED = (
     "07",
     "08",
     "09",
+    "10",
     "14",
 )  # whose slides are short; the others follow
 SLIDE_TYPES = ("slide", "subslide", "fragment", "notes", "skip")

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch.nn.utils import parameters_to_vector
 
-from course_utils.core import runtime
+from course_utils.core import data, runtime, stored
 from course_utils.methods import autoencoders
 from course_utils.methods.autoencoders import (
     KINDS,
@@ -347,3 +347,28 @@ def test_damaged_weights_are_trained_again(calls, tmp_path, capsys):
     again = cached(x)
     assert "damaged" in capsys.readouterr().out
     assert torch.equal(weights(first), weights(again))
+
+
+def test_saved_autoencoders_come_back(tmp_path, monkeypatch):
+    monkeypatch.setattr(stored, "FOLDER", tmp_path)
+    nets = {kind: autoencoders.KINDS[kind].build() for kind in autoencoders.KINDS}
+    autoencoders.save(nets, "MNIST")
+    back = autoencoders.shipped("MNIST")
+    assert list(back) == list(autoencoders.SHIPPED)
+    for kind, model in back.items():
+        assert not model.training
+        assert {weight.dtype for weight in model.parameters()} == {torch.float32}
+        x = noise(5, size=28)
+        far = (model(x) - nets[kind].eval()(x)).abs().max()
+        assert far < 2e-3  # half precision
+    with pytest.raises(RuntimeError, match="full scale"):
+        autoencoders.shipped("embedded digits")
+
+
+@pytest.mark.parametrize("source", ["MNIST", "embedded digits"])
+def test_shipped_autoencoders_draw_digits(source):
+    (_, test), nets = data.load("digits"), autoencoders.shipped(source)
+    blank = (test.x - test.x.mean(0)).square().mean()
+    for kind, model in nets.items():
+        error = autoencoders.reconstruction_error(model, test.x[:200]).mean()
+        assert error < blank / 3, kind
