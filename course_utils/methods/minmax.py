@@ -164,8 +164,7 @@ def minmax(
         beta = 0
     found = []
     with eval_mode(model):
-        learns = isinstance(estimator, Estimator)
-        for rows in estimator.chunks(x) if learns else parts(x):
+        for rows in estimator.chunks(x) if isinstance(estimator, Estimator) else parts(x):
             search = Search(criterion, x[rows].detach(), rows, estimator, eps, sign)
             x_adv = search.begin(start if steps else 0, seed)
             search.run(x_adv, weights[rows], beta, steps, step_size, on_step)
@@ -187,13 +186,23 @@ def joined(found: list[AttackResult]) -> AttackResult:
     )
 
 
-def checked_weights(x: Pixels, c: float | Tensor | None, **sizes: float) -> PerImage:
-    """Returns ``c`` of each image, 0 where none is given; refuses bad c and sizes."""
+def check_sizes(**sizes: float) -> None:
+    """Refuses negative and infinite sizes, and a beta above 1."""
     for name, value in sizes.items():
         if not between(value, 0, 1 if name == "beta" else sys.float_info.max):
             raise ValueError(
                 f"{name} is {value!r}; give a finite number of 0 or more (beta at most 1)."
             )
+
+
+def speckle(x: Pixels, generator: torch.Generator) -> Pixels:
+    """Noise within ±1 for one image: every image of a batch starts with the same."""
+    return 2 * torch.rand(x.shape[1:], generator=generator).to(x) - 1
+
+
+def checked_weights(x: Pixels, c: float | Tensor | None, **sizes: float) -> PerImage:
+    """Returns ``c`` of each image, 0 where none is given; refuses bad c and sizes."""
+    check_sizes(**sizes)
     c = torch.as_tensor(0.0 if c is None else c).to(x)
     if c.shape not in ((), x.shape[:1]) or not ((c >= 0) & c.isfinite()).all():
         raise ValueError(
@@ -224,8 +233,7 @@ class Search:
         self.generator = runtime.generator(seed)
         if self.learns:
             self.critics = self.estimator.critics(self.x)
-        noise = 2 * torch.rand(self.x.shape[1:], generator=self.generator).to(self.x) - 1
-        x_adv = self.within(self.x + size * noise)
+        x_adv = self.within(self.x + size * speckle(self.x, self.generator))
         self.best = AttackResult.none(x_adv)
         # f of the iterate closest to success
         self.least = torch.full_like(self.best.information, torch.inf)

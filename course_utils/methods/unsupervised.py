@@ -19,10 +19,11 @@ from course_utils.methods.minmax import (
     AttackResult,
     Criterion,
     Similarity,
-    checked_weights,
+    check_sizes,
     closeness,
     joined,
     parts,
+    speckle,
 )
 from course_utils.methods.mutual_information import PerImage
 
@@ -90,9 +91,9 @@ def walk_out(
     """
     check_images("x", x)
     check_count("steps", steps, 0)
-    checked_weights(x, None, length=length, start=start)
+    check_sizes(length=length, start=start)
     with eval_mode(model):
-        noise = 2 * torch.rand(x.shape[1:], generator=runtime.generator(seed)).to(x) - 1
+        noise = speckle(x, runtime.generator(seed))
         x = x.detach()
         found = []
         for rows in parts(x):
