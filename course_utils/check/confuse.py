@@ -1,9 +1,10 @@
-"""Exercises of lecture 11: ``bounded_noise`` and ``pseudo_update``."""
+"""Exercises of lecture 11: ``bounded_noise``, ``pseudo_update`` and ``generator_step``."""
 
 from functools import partial
 
 import torch
 import torch.nn.functional as F
+from torch.func import functional_call
 
 from course_utils.check import answers
 from course_utils.check.answers import NotYet
@@ -31,6 +32,7 @@ def first_wrong_noise(case, got, want):
 @exercise(
     "11",
     "Noise that cannot leave the ball",
+    level="easy",
     hints=(
         "Which smooth function takes any number and gives one between −1 and 1, with both signs? "
         "Its result is then scaled to the ball.",
@@ -158,6 +160,7 @@ summed = partial(F.cross_entropy, reduction="sum")
 @exercise(
     "11",
     "One step of the victim, kept differentiable",
+    level="core",
     hints=(
         "The loss is the mean cross-entropy at x_poisoned. Ask for its gradient with respect to "
         "the parameters, and change no parameter.",
@@ -202,3 +205,81 @@ summed = partial(F.cross_entropy, reduction="sum")
 )
 def pseudo_update(model, x_poisoned, y, lr):
     return confuse.pseudo_update(model, dict(model.named_parameters()), x_poisoned, y, lr)
+
+
+def through(model, x, x_poisoned, y, lr, *, step=F.cross_entropy, end=F.cross_entropy, at=None):
+    """The gradient in x_poisoned of ``end`` at x, or at x_poisoned, after a step down ``step``."""
+    x_poisoned = x_poisoned.detach().clone().requires_grad_()
+    weights = dict(model.named_parameters())
+    loss = step(model(x_poisoned), y)
+    slopes = torch.autograd.grad(loss, list(weights.values()), create_graph=True)
+    moved = {name: w - lr * g for (name, w), g in zip(weights.items(), slopes, strict=True)}
+    seen = x_poisoned if at == "poisoned" else x
+    outcome = end(functional_call(model, moved, (seen,)), y)
+    return torch.autograd.grad(outcome, x_poisoned)[0]
+
+
+def first_order(model, x, x_poisoned, y, lr):
+    return answers.image_gradient(model, x_poisoned, y) / len(y)
+
+
+def without_step(model, x, x_poisoned, y, lr):
+    """v is taken at θ and not at θ′."""
+    x_poisoned = x_poisoned.detach().clone().requires_grad_()
+    weights = list(model.parameters())
+    slopes = torch.autograd.grad(F.cross_entropy(model(x_poisoned), y), weights, create_graph=True)
+    v = torch.autograd.grad(F.cross_entropy(model(x), y), weights)
+    product = sum((slope * held).sum() for slope, held in zip(slopes, v, strict=True))
+    return -lr * torch.autograd.grad(product, x_poisoned)[0]
+
+
+def step_inputs():
+    x = 0.1 + 0.8 * answers.small_images()
+    noise = 0.1 * torch.randn(x.shape, generator=runtime.generator(5), dtype=torch.float64).sign()
+    return [(answers.small_model(), x, (x + noise).clamp(0, 1), torch.arange(6), 0.3)]
+
+
+@exercise(
+    "11",
+    "What the generator learns from",
+    level="hard",
+    hints=(
+        "Two steps: the weights after a step on x_poisoned, with their graph, as in pseudo_update; "
+        "then the loss of these weights on the clean x. Of that loss the gradient is asked for.",
+        "torch.func.functional_call(model, moved, (x,)) runs the model with other weights. Or by "
+        "the identity: v = ∇ L(f_θ′(x), y), held fixed, then −lr · ∇⟨∇_θ L(f_θ(x̃), y), v⟩.",
+        "loss = F.cross_entropy(torch.func.functional_call(model, moved, (x,)), y); "
+        "return torch.autograd.grad(loss, x_poisoned)[0], where x_poisoned asked for a gradient.",
+    ),
+    inputs=step_inputs,
+    otherwise="it is not the gradient, in x_poisoned, of the mean cross-entropy on the clean x "
+    "after one step on x_poisoned.",
+    mistakes={
+        "that is what the victim sees now, without any step: the gradient of L(f_θ(x̃), y). "
+        "Take the loss after the step, on the clean x.": [first_order],
+        "the loss after the step is taken on x_poisoned; the attacker asks how wrong the victim is "
+        "on the clean x.": [partial(through, at="poisoned")],
+        "v is the gradient at the weights before the step; take it at θ′, after it.": [
+            without_step
+        ],
+        "the sign is turned. θ′ = θ − lr · ∇, so lr stands with a minus; and the gradient itself "
+        "is asked for, the ascent comes later.": [lambda *given: -through(*given)],
+        "lr is missing in the identity: the step is lr times the gradient.": [
+            lambda *given: through(*given) / given[-1]
+        ],
+        SUMMED: [partial(through, step=summed)],
+        "the outcome is summed over the images; take the mean, as in the step.": [
+            partial(through, end=summed)
+        ],
+        answers.SOFTMAX_TWICE: [
+            partial(through, step=answers.softmax_twice),
+            partial(through, end=answers.softmax_twice),
+        ],
+        "that is the sign of the gradient; Adam, which follows, wants the gradient itself.": [
+            lambda *given: through(*given).sign()
+        ],
+    },
+)
+def generator_step(model, x, x_poisoned, y, lr):
+    weights = dict(model.named_parameters())
+    return confuse.confusion_gradient(model, weights, x, y, x_poisoned, y, lr)[0]

@@ -256,6 +256,47 @@ def loss_slice(
     return fig
 
 
+def loops() -> Figure:
+    """Draws how victim and generator learn from each other: in turn, and decoupled (one trial).
+
+    After Figure 1 of Feng, Cai and Zhou (NeurIPS 2019). θ are the victim's weights, ξ the
+    generator's; grey arrows say whose state enters whose step.
+    """
+    fig, axes = plots.subplots(1, 2, width=11, height=3.2)
+    steps = range(4)
+    for ax, decoupled in zip(axes, (False, True), strict=True):
+        prime = "′" if decoupled else ""
+        victim = [(1.6 * i, 1.2) for i in steps]
+        learner = [(1.6 * i, 0.0) for i in steps]
+        writer = [(2.4, 2.3)] * len(steps) if decoupled else learner
+        for i in steps[:-1]:
+            connect(ax, victim[i], victim[i + 1], plots.RIGHT)
+            connect(ax, learner[i], learner[i + 1], plots.WRONG)
+            connect(ax, writer[i], victim[i + 1], "0.55")
+            connect(ax, victim[i], learner[i + 1], "0.55")
+        for i in steps:
+            name_node(ax, victim[i], f"$θ_{i}$", plots.RIGHT)
+            name_node(ax, learner[i], f"$ξ{prime}_{i}$", plots.WRONG)
+        if decoupled:
+            name_node(ax, writer[0], "ξ stands still", "0.3")
+        ax.set_title("decoupled: one trial" if decoupled else "in turn")
+        ax.set(xlim=(-0.5, 5.3), ylim=(-0.45, 2.75))
+        ax.set_axis_off()
+    return fig
+
+
+def connect(ax, start: tuple[float, float], end: tuple[float, float], colour: str) -> None:
+    """Draws an arrow between two nodes."""
+    look = {"arrowstyle": "-|>", "color": colour, "linewidth": 1.8, "shrinkA": 17, "shrinkB": 17}
+    ax.annotate("", end, start, arrowprops=look)
+
+
+def name_node(ax, place: tuple[float, float], text: str, colour: str) -> None:
+    """Writes ``text`` into a node."""
+    box = {"boxstyle": "round,pad=0.35", "facecolor": "white", "edgecolor": colour}
+    ax.text(*place, text, ha="center", va="center", color=colour, bbox=box)
+
+
 def draw_steepest(ax, g: Tensor, norm: Norm, ball: Tensor, colour: str) -> float:
     """Draws the unit ball (points, 2) of a norm, g and r*; returns the dual norm of g."""
     r = steepest(g[None], norm)[0]
