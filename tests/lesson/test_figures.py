@@ -6,7 +6,7 @@ import re
 import matplotlib
 import pytest
 import torch
-from matplotlib.text import Text
+from matplotlib.text import Annotation, Text
 
 from course_utils.core import models
 from course_utils.core.geometry import dual_norm
@@ -176,6 +176,23 @@ def test_steepest_steps_keeps_the_colour_of_a_norm():
     alone, all_three = figures.steepest_steps(30, (1,)), figures.steepest_steps(30)
     assert len(alone.axes) == 2
     assert alone.axes[0].lines[-1].get_color() == all_three.axes[2].lines[-1].get_color()
+
+
+def test_loops_show_who_enters_whose_step():
+    in_turn, decoupled = figures.loops().axes
+
+    def arrows(ax):
+        return {(text.xyann, text.xy) for text in ax.findobj(Annotation)}
+
+    named = {text.get_text(): text.get_position() for text in decoupled.texts if text.get_text()}
+    still = named["ξ stands still"]
+    victim = [named[f"$θ_{i}$"] for i in range(4)]
+    copy = [named[f"$ξ′_{i}$"] for i in range(4)]
+    assert {(still, place) for place in victim[1:]} < arrows(decoupled)
+    assert not any((place, to) in arrows(decoupled) for place in copy for to in victim)
+    named = {text.get_text(): text.get_position() for text in in_turn.texts if text.get_text()}
+    assert all((named[f"$ξ_{i}$"], named[f"$θ_{i + 1}$"]) in arrows(in_turn) for i in range(3))
+    assert all((named[f"$θ_{i}$"], named[f"$ξ_{i + 1}$"]) in arrows(in_turn) for i in range(3))
 
 
 def test_loss_slice_draws_the_boundary_the_ball_and_the_ends_of_the_paths():
