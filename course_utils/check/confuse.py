@@ -210,10 +210,7 @@ def pseudo_update(model, x_poisoned, y, lr):
 def through(model, x, x_poisoned, y, lr, *, step=F.cross_entropy, end=F.cross_entropy, at=None):
     """The gradient in x_poisoned of ``end`` at x, or at x_poisoned, after a step down ``step``."""
     x_poisoned = x_poisoned.detach().clone().requires_grad_()
-    weights = dict(model.named_parameters())
-    loss = step(model(x_poisoned), y)
-    slopes = torch.autograd.grad(loss, list(weights.values()), create_graph=True)
-    moved = {name: w - lr * g for (name, w), g in zip(weights.items(), slopes, strict=True)}
+    moved = update(descended, step)(model, x_poisoned, y, lr)
     seen = x_poisoned if at == "poisoned" else x
     outcome = end(functional_call(model, moved, (seen,)), y)
     return torch.autograd.grad(outcome, x_poisoned)[0]
