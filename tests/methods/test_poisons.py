@@ -9,7 +9,7 @@ from torch import nn
 
 from course_utils.core import data, models, runtime, training
 from course_utils.core.data import Images
-from course_utils.methods import attacks, poisons
+from course_utils.methods import attacks, poisons, shortcuts
 from course_utils.methods.poisons import ClassWise, SampleWise, next_class, perturbed
 
 torch.set_num_threads(1)
@@ -64,6 +64,7 @@ unlearnable = partial(poisons.error_minimising, BUILD, batch_size=30, rounds=2)
 DRAWN = {
     "uniform": poisons.uniform_noise,
     "class": poisons.class_noise,
+    "separable": shortcuts.separable_noise,
     "error-minimising": partial(unlearnable, steps=3, step_size=0.1),
     "error-minimising, class-wise": partial(unlearnable, class_wise=True, step_size=0.15),
 }
