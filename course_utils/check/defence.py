@@ -1,4 +1,4 @@
-"""Exercises of lecture 13: ``matching_loss`` and ``min_min_step``."""
+"""Exercises of lecture 13 on poisons that are fitted: ``matching_loss`` and ``min_min_step``."""
 
 from functools import partial
 
@@ -58,6 +58,7 @@ def tensorwise(value):
 @exercise(
     "13",
     "Gradients that point the same way",
+    level="hard",
     hints=(
         "All parameters together have one gradient, one long vector: flatten each tensor and join "
         "them. How do two vectors compare in direction?",
@@ -172,6 +173,7 @@ def leaves_bounds(case, got, want):
 @exercise(
     "13",
     "One step of error-minimising noise",
+    level="core",
     hints=(
         "It is a PGD step the other way: the noise makes the training loss SMALLER, so that the "
         "victim finds nothing left to learn.",

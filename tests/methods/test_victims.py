@@ -1,5 +1,7 @@
 """Victims that are not neural networks, and both modes of batch norm at test time."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -65,6 +67,17 @@ def test_random_forest_is_sklearns_and_reproducible(halves):
     assert torch.equal(train.x, before) and torch.equal(torch.get_rng_state(), random)
     with pytest.raises(ValueError, match="trees is 0"):
         victims.random_forest(train, trees=0)
+
+
+def test_forest_importance_finds_the_pixel_that_tells_the_class(halves):
+    train, _ = halves
+    marked = train.x.clone()
+    marked[:, 0, 2, 5] = train.y / 9
+    found = victims.forest_importance(replace(train, x=marked), trees=20)
+    assert found.shape == train.x.shape[1:] and abs(found.sum().item() - 1) < 1e-4
+    assert found.argmax() == 2 * train.x.shape[3] + 5
+    with pytest.raises(ValueError, match="trees is 0"):
+        victims.forest_importance(train, trees=0)
 
 
 def test_the_default_forest_has_300_trees(halves, monkeypatch):
