@@ -5,7 +5,7 @@ is trained to make these poisons.
 """
 
 import itertools
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +16,7 @@ from course_utils.core import runtime
 from course_utils.core.images import Images
 from course_utils.core.inputs import Labels, Pixels, check_count, check_eps
 from course_utils.core.training import gradients_on
-from course_utils.methods.poisons import SampleWise
+from course_utils.methods.poisons import SampleWise, perturbed
 
 SPREAD = 0.4  # deviation of a patch from its class, in units of the distance of the class from 0
 
@@ -63,7 +63,7 @@ class OnePixel:
         x = images.x.clone()
         row, column = self.places.to(x.device)[images.y].T
         x[torch.arange(len(x), device=x.device), :, row, column] = self.colours.to(x)[images.y]
-        return replace(images, x=x)
+        return perturbed(images, x - images.x, 1.0)
 
 
 def one_pixel(images: Images, *, seed: int = 0) -> OnePixel:
