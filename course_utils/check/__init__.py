@@ -1,9 +1,9 @@
 """Checks for the exercises: ``check.fgsm(fgsm)``, ``check.hint("fgsm")``, ``check.progress()``.
 
 A check prints ● where the function is right, else ○ and what to look at, and never raises. Each
-lecture has a file of its exercises here, and 13 has two. A function whose name ends in
-``_solution`` is checked like any other but is no progress of the student's. ``check.predict`` asks
-before a run, and ``check.outcome`` answers.
+lecture has a file of its exercises here. A function whose name ends in ``_solution`` is checked
+like any other but is no progress of the student's. ``check.predict`` asks before a run, and
+``check.outcome`` answers.
 """
 
 from importlib import import_module
@@ -15,7 +15,7 @@ from course_utils.core import files
 
 LECTURES = (
     "start_here cnn fake_images untargeted targeted linear defences "
-    "lwa mine minmax uae confuse evidence shortcuts defence photographs"
+    "lwa mine minmax uae confuse evidence defence photographs"
 ).split()
 EXERCISES: dict[str, Exercise] = {}
 for lecture in LECTURES:
