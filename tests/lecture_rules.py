@@ -23,6 +23,7 @@ REWORKED = (
     "08",
     "09",
     "10",
+    "13",
     "14",
 )  # whose slides are short; the others follow
 SLIDE_TYPES = ("slide", "subslide", "fragment", "notes", "skip")

@@ -1,4 +1,4 @@
-"""Exercises of lecture 13: ``matching_loss`` and ``min_min_step``."""
+"""Exercises of lecture 13: a squeeze, three poisons, and the right side of the inequality."""
 
 from functools import partial
 
@@ -32,10 +32,6 @@ def row(tensors):
     return torch.cat([v.flatten() for v in tensors])
 
 
-def norms(tensors):
-    return torch.stack([v.norm() for v in tensors])
-
-
 def joined(value):
     """A wrong loss: ``value(u, v)`` of the joined vectors."""
     return lambda a, b: value(row(a), row(b))
@@ -58,6 +54,7 @@ def tensorwise(value):
 @exercise(
     "13",
     "Gradients that point the same way",
+    level="hard",
     hints=(
         "All parameters together have one gradient, one long vector: flatten each tensor and join "
         "them. How do two vectors compare in direction?",
@@ -79,44 +76,21 @@ def tensorwise(value):
         ],
         # This one comes before 1 + cos, which is the same for the opposite gradients.
         f"the absolute value {SIGN}": [of_cosine(lambda c: 1 - c.abs())],
-        f"the square {SIGN}": [of_cosine(lambda c: 1 - c**2)],
         f"the sign is turned: minimising cos − 1 {AGAINST}": [of_cosine(lambda c: c - 1)],
         f"the sign is turned: minimising 1 + cos {AGAINST}": [of_cosine(lambda c: 1 + c)],
-        "that is the angle; the loss is 1 − cos.": [of_cosine(torch.acos)],
         APART: [
             tensorwise(lambda each: 1 - each.mean()),
             tensorwise(lambda each: (1 - each).sum()),
             tensorwise(lambda each: 1 - each.sum()),
         ],
-        f"{APART} And 1 − cos.": [tensorwise(torch.mean), tensorwise(torch.sum)],
         f"only the first {COMPARED}": [tensorwise(lambda each: 1 - each[0])],
-        f"only the last {COMPARED}": [tensorwise(lambda each: 1 - each[-1])],
         "that is a distance, and depends on the lengths; "
         "only the direction counts here: 1 − cos.": [
             joined(lambda u, v: (u - v).square().sum()),
-            joined(F.mse_loss),
             joined(torch.dist),
-            joined(lambda u, v: (u - v).abs().sum()),
         ],
         UNSCALED: [joined(lambda u, v: 1 - u @ v)],
         f"{UNSCALED} And 1 − cos.": [joined(torch.dot), joined(lambda u, v: -u @ v)],
-        "only one of the two vectors is normalised: divide by ‖a‖ and by ‖b‖.": [
-            joined(lambda u, v: 1 - u @ v / u.norm()),
-            joined(lambda u, v: 1 - u @ v / v.norm()),
-            joined(lambda u, v: 1 - u @ v / (u @ u)),
-            joined(lambda u, v: 1 - u @ v / (v @ v)),
-        ],
-        "that divides by the squared norms. Is a root missing?": [
-            joined(lambda u, v: 1 - u @ v / (u @ u) / (v @ v))
-        ],
-        "the norm of the joined vector is not the sum of the tensors' norms: add the squares, "
-        "then take the root.": [
-            lambda a, b: 1 - row(a) @ row(b) / (norms(a) @ norms(b)),
-            lambda a, b: 1 - row(a) @ row(b) / norms(a).sum() / norms(b).sum(),
-        ],
-        "that is a sum over the parameters; 1 − cos is one number already.": [
-            joined(lambda u, v: len(u) * (1 - cosine(u, v)))
-        ],
         "the number is right, but its gradient is not: numerator and norm must both move with "
         "g_poison. Is something detached?": [
             joined(lambda u, v: 1 - u @ v / (u.norm().detach() * v.norm()))
@@ -172,6 +146,7 @@ def leaves_bounds(case, got, want):
 @exercise(
     "13",
     "One step of error-minimising noise",
+    level="core",
     hints=(
         "It is a PGD step the other way: the noise makes the training loss SMALLER, so that the "
         "victim finds nothing left to learn.",
@@ -200,11 +175,6 @@ def leaves_bounds(case, got, want):
             noise(lambda x, d, s, eps: (d - s).clamp(-eps, eps))
         ],
         IMAGE: [noise(lambda x, *rest: x + descended(x, *rest))],
-        f"{IMAGE} And clamp x + delta to [0,1].": [
-            noise(lambda x, d, s, eps: x + (d - s).clamp(-eps, eps))
-        ],
-        f"{IMAGE} And clamp delta to ±eps.": [noise(lambda x, d, s, eps: (x + d - s).clamp(0, 1))],
-        f"{IMAGE} And clamp, to ±eps and to [0,1].": [noise(lambda x, d, s, eps: x + d - s)],
         "the noise so far is forgotten: the step starts from delta, not from 0.": [
             noise(lambda x, d, s, eps: fits(x, -s, eps))
         ],
@@ -216,34 +186,161 @@ def leaves_bounds(case, got, want):
             noise(descended, at=lambda x, delta: delta)
         ],
         "that is the gradient itself; the step goes along its sign.": [
-            noise(descended, take=torch.clone),
-            noise(descended, take=lambda g: g / len(g)),
+            noise(descended, take=torch.clone)
         ],
         "step_size is missing: every pixel jumps to the bound.": [
             noise(lambda x, d, s, eps: fits(x, d - s.sign(), eps))
         ],
-        "that is a step of eps; step_size is smaller.": [
-            noise(lambda x, d, s, eps: fits(x, d - eps * s.sign(), eps))
-        ],
         "eps and step_size are exchanged.": [
             lambda model, x, d, y, eps, step_size: minimised(model, x, d, y, step_size, eps)
         ],
-        "delta is clamped to ±step_size; the bound is eps.": [
-            noise(lambda x, d, s, eps: fits(x, d - s, s.abs().max()))
-        ],
-        "the negative half of the noise is lost: clamp to −eps … eps.": [
-            noise(lambda x, d, s, eps: fits(x, (d - s).clamp(min=0), eps))
-        ],
         answers.SOFTMAX_TWICE: [noise(descended, loss=answers.softmax_twice)],
-        "the gradient is that of the predicted label; "
-        "the noise makes the label of the data easy, y.": [
-            lambda model, x, d, y, *rest: minimised(model, x, d, model(x + d).argmax(1), *rest)
-        ],
-        "that pulls towards the next class; error-minimising noise makes the label of the data "
-        "easy, y itself.": [
-            lambda model, x, d, y, *rest: minimised(model, x, d, (y + 1) % 10, *rest)
-        ],
     },
 )
 def min_min_step(model, x, delta, y, eps, step_size):
     return minimised(model, x, delta, y, eps, step_size)
+
+
+def grey_inputs():
+    """Pixels in no order, with both ends of [0,1] and none halfway between two levels."""
+    return [(answers.small_images(seed=levels), levels) for levels in (2, 4, 9)]
+
+
+@exercise(
+    "13",
+    "A squeeze to a few grey values",
+    level="easy",
+    hints=(
+        "With two values a pixel becomes 0 or 1, whichever is nearer. With three, 0, 0.5 or 1. "
+        "How far apart are the values in general?",
+        "There are levels − 1 gaps between 0 and 1. Stretch x so that the values become the whole "
+        "numbers from 0 to levels − 1; what brings a pixel to the nearest?",
+        "steps = levels - 1; return (x * steps).round() / steps.",
+    ),
+    inputs=grey_inputs,
+    otherwise="the result is not the nearest of the values 0, 1/(levels − 1), …, 1.",
+    mistakes={
+        "levels values have one gap fewer: divide [0,1] into levels − 1 parts.": [
+            lambda x, levels: (x * levels).round() / levels
+        ],
+        "that rounds down; take the nearest value.": [
+            lambda x, levels: (x * (levels - 1)).floor() / (levels - 1),
+            lambda x, levels: (x * levels).floor() / levels,
+        ],
+        "the values are whole numbers; bring them back to [0,1].": [
+            lambda x, levels: (x * (levels - 1)).round()
+        ],
+    },
+)
+def quantise(x, levels):
+    return (x * (levels - 1)).round() / (levels - 1)
+
+
+def patch_inputs():
+    signs = torch.randint(2, (3, 2, 2), generator=runtime.generator(0)) * 2.0 - 1
+    wide = torch.randint(2, (4, 3, 2), generator=runtime.generator(1)) * 2.0 - 1
+    return [
+        (torch.tensor([2, 0, 1, 1, 0]), signs, 3, 0.2),
+        (torch.tensor([3, 1, 0, 2]), wide, 2, 0.1),
+    ]
+
+
+def filled(signs, patch):
+    return signs.repeat_interleave(patch, 1).repeat_interleave(patch, 2)[:, None]
+
+
+@exercise(
+    "13",
+    "A poison that any linear model can read",
+    level="core",
+    hints=(
+        "Each class has a small picture of signs, such as 7×7. First pick the right one for each "
+        "image, then let every sign fill a square of patch × patch pixels.",
+        "signs[y] has shape (N, h, w). repeat_interleave(patch, dim) repeats every row or column "
+        "patch times in place; do it for both. One channel is still missing.",
+        "eps * signs[y].repeat_interleave(patch, 1).repeat_interleave(patch, 2)[:, None].",
+    ),
+    inputs=patch_inputs,
+    otherwise="the signs of class y[i], each filling patch × patch pixels, times eps, are another "
+    "noise.",
+    mistakes={
+        "eps is missing: the noise is ±1.": [lambda y, signs, patch, eps: filled(signs[y], patch)],
+        "the small picture is laid side by side; each sign shall fill a square: "
+        "repeat_interleave, not repeat.": [
+            lambda y, signs, patch, eps: eps * signs[y].repeat(1, patch, patch)[:, None]
+        ],
+        "the noise is turned: every sign is exchanged.": [
+            lambda y, signs, patch, eps: -eps * filled(signs[y], patch)
+        ],
+        "the signs are those of class 0, 1, 2, … in the order of the images; use y.": [
+            lambda y, signs, patch, eps: (
+                eps * filled(signs[torch.arange(len(y)) % len(signs)], patch)
+            )
+        ],
+        "only the rows, or only the columns, are right: the others are in another order.": [
+            lambda y, signs, patch, eps: (
+                eps * signs[y].repeat_interleave(patch, 1).repeat(1, 1, patch)[:, None]
+            ),
+            lambda y, signs, patch, eps: (
+                eps * signs[y].repeat(1, patch, 1).repeat_interleave(patch, 2)[:, None]
+            ),
+        ],
+    },
+)
+def separable_patches(y, signs, patch, eps):
+    return eps * filled(signs[y], patch)
+
+
+def pair_inputs():
+    """Two classes, labels 0 and 1; some images are wrong as they are, others only in the ball."""
+    draw = runtime.generator(4)
+    w = torch.randn(6, generator=draw, dtype=torch.float64)
+    x = torch.rand(200, 6, generator=draw, dtype=torch.float64)
+    b = -(x @ w).median()
+    y = (x @ w + b > 0).long() ^ (torch.rand(200, generator=draw) < 0.15).long()
+    return [(w, b, x, y, r) for r in (0.02, 0.1)]
+
+
+def worst(w, b, x, y, taken):
+    return (((2 * y - 1) * (x @ w + b) - taken) <= 0).double().mean()
+
+
+@exercise(
+    "13",
+    "The right side of the inequality",
+    level="core",
+    hints=(
+        "A change within r takes as much from an image's score as it can. Whoever has a score of 0 "
+        "or less after that can be brought to be wrong (lecture 05).",
+        "The score is (2y − 1)(⟨w, x⟩ + b), as y is 0 or 1. The worst change takes r · Σ|w|.",
+        "scores = (2 * y - 1) * (x_hat @ w + b); "
+        "return (scores - r * w.abs().sum() <= 0).double().mean().",
+    ),
+    inputs=pair_inputs,
+    otherwise=lambda case, got, want: (
+        f"within r = {case[4]} a share of {want.item():.3f} can be brought to be wrong; "
+        f"you return {got.item():.3f}."
+    ),
+    mistakes={
+        "that is the share that is wrong as it is; the attacker moves every image by r.": [
+            lambda w, b, x, y, r: worst(w, b, x, y, 0)
+        ],
+        "the change helps the model: it is taken FROM the score.": [
+            lambda w, b, x, y, r: worst(w, b, x, y, -r * w.abs().sum())
+        ],
+        "r times the largest weight is what an L1 bound allows; every pixel moves by r: Σ|w|.": [
+            lambda w, b, x, y, r: worst(w, b, x, y, r * w.abs().max())
+        ],
+        "r times the L2 norm of w is for a bound in L2; every pixel moves by r: Σ|w|.": [
+            lambda w, b, x, y, r: worst(w, b, x, y, r * w.norm())
+        ],
+        "y is 0 or 1: 2y − 1 gives the sign that the score needs.": [
+            lambda w, b, x, y, r: ((y * (x @ w + b) - r * w.abs().sum()) <= 0).double().mean()
+        ],
+        "that is the share that no change makes wrong; the right side counts the others.": [
+            lambda w, b, x, y, r: 1 - worst(w, b, x, y, r * w.abs().sum())
+        ],
+    },
+)
+def right_side(w, b, x_hat, y, r):
+    return worst(w, b, x_hat, y, r * w.abs().sum())
