@@ -5,14 +5,14 @@ For contrast with ``poisons``, which aim at the whole model.
 
 from dataclasses import replace
 
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 
-from course_utils.core.geometry import project, steepest
 from course_utils.core.images import Images
 from course_utils.core.inputs import Pixels, check_count, check_eps
 from course_utils.core.training import eval_mode, outputs
-from course_utils.methods.attacks import gradient
-from course_utils.methods.poisons import drawn_rows
+from course_utils.methods.attacks import step_length
+from course_utils.methods.poisons import descend, drawn_rows
 
 
 def triggered(x: Pixels, side: int = 3) -> Pixels:
@@ -54,13 +54,10 @@ def feature_collision(
     """
     check_eps(eps)
     check_count("steps", steps, 1)
-    now = base.clone()
     with eval_mode(features):
         wanted = outputs(features, victim).flatten(1).detach()
-        for _ in range(steps):
-            slope, _ = gradient(
-                lambda x: (outputs(features, x).flatten(1) - wanted).square().sum(1), now
-            )
-            delta = now - 2.5 * eps / steps * steepest(slope, "inf") - base
-            now = (base + project(delta, eps, "inf")).clamp(0, 1)
-    return now
+
+        def gap(x: Pixels) -> Float[Tensor, "n"]:
+            return (outputs(features, x).flatten(1) - wanted).square().sum(1)
+
+        return descend(gap, base, base, eps, steps, step_length(None, eps, steps))
