@@ -1,4 +1,4 @@
-"""Exercises of lecture 11: ``bounded_noise``, ``pseudo_update`` and ``generator_step``."""
+"""Exercises of lecture 11: what Algorithm 2 is made of, from its noise to its choice of a trial."""
 
 from functools import partial
 
@@ -54,29 +54,12 @@ def first_wrong_noise(case, got, want):
         ],
         "sigmoid runs from 0 to 1, so pixels could only become brighter. "
         "The noise needs both signs: tanh.": [lambda raw, eps: eps * raw.sigmoid()],
-        "sigmoid runs from 0 to 1, so pixels could only become brighter, and eps is missing. "
-        "Use tanh, times eps.": [lambda raw, eps: raw.sigmoid()],
-        "that stays within ±½, whatever eps is. Use tanh, times eps.": [
-            lambda raw, eps: raw.sigmoid() - 0.5
-        ],
-        "that reaches only ε/2 on either side. tanh runs from −1 to 1.": [
-            lambda raw, eps: eps * (raw.sigmoid() - 0.5)
-        ],
-        "bounded, and with both signs: it is ε · tanh(raw / 2). Here tanh(raw) itself is asked "
-        "for.": [lambda raw, eps: eps * (raw / 2).tanh()],
         "eps is missing: tanh alone reaches ±1, the whole range of a pixel.": [
             lambda raw, eps: raw.tanh()
         ],
         "eps stands outside: ε · tanh(raw). Then the bound is ε, whatever raw is.": [
             lambda raw, eps: (eps * raw).tanh()
         ],
-        "eps is there twice; it stands outside tanh only.": [
-            lambda raw, eps: eps * (eps * raw).tanh()
-        ],
-        "raw / eps inside makes tanh so steep that it is almost a sign. eps stands outside only.": [
-            lambda raw, eps: eps * (raw / eps).tanh()
-        ],
-        "you divide by eps; multiply.": [lambda raw, eps: raw.tanh() / eps],
         "the sign is turned: a positive raw makes the pixel brighter.": [
             lambda raw, eps: -eps * raw.tanh()
         ],
@@ -85,11 +68,6 @@ def first_wrong_noise(case, got, want):
         ],
         "the sign stays in the ball, but it is flat: the generator would get no gradient. "
         "Use tanh.": [lambda raw, eps: eps * raw.sign()],
-        "the largest entry of the batch decides about all images. "
-        "tanh treats every pixel for itself.": [lambda raw, eps: eps * raw / raw.abs().max()],
-        "right for eps = 0.3, but not for eps = 0.05. Is eps written as a number?": [
-            lambda raw, eps: 0.3 * raw.tanh()
-        ],
     },
 )
 def bounded_noise(raw, eps):
@@ -150,10 +128,6 @@ def climbed(p, g, lr):
     return p + lr * g
 
 
-def own_label(logits, y):
-    return F.cross_entropy(logits, logits.argmax(1))
-
-
 summed = partial(F.cross_entropy, reduction="sum")
 
 
@@ -179,24 +153,12 @@ summed = partial(F.cross_entropy, reduction="sum")
         ],
         "the step goes up: the victim's training descends its loss. Subtract.": [update(climbed)],
         SUMMED: [update(descended, summed)],
-        f"{SUMMED} And the sign is wrong: subtract.": [update(climbed, summed)],
         "lr is missing.": [update(lambda p, g, lr: p - g)],
         "you divide by lr; multiply.": [update(lambda p, g, lr: p - g / lr)],
         "those are the gradients; return the parameters after the step, p − lr · g.": [
             update(lambda p, g, lr: g)
         ],
-        "that is the step alone; add it to the parameters.": [update(lambda p, g, lr: -lr * g)],
-        "that is the step alone; subtract it from the parameters.": [
-            update(lambda p, g, lr: lr * g)
-        ],
-        "that is a step along the sign; "
-        "the victim takes a plain step of SGD, lr times the gradient.": [
-            update(lambda p, g, lr: p - lr * g.sign())
-        ],
         answers.SOFTMAX_TWICE: [update(descended, answers.softmax_twice)],
-        "the label is the model's own prediction; the victim learns the labels of the data, y.": [
-            update(descended, own_label)
-        ],
         "the numbers are right, but no gradient reaches x_poisoned, so the generator learns "
         "nothing. The step needs its own graph: create_graph=True, and no detach() or no_grad.": [
             update(descended, create_graph=False)
@@ -280,3 +242,109 @@ def step_inputs():
 def generator_step(model, x, x_poisoned, y, lr):
     weights = dict(model.named_parameters())
     return confuse.confusion_gradient(model, weights, x, y, x_poisoned, y, lr)[0]
+
+
+def trial_inputs():
+    xi, theta, *batches = torch.linspace(-1, 2, 18, dtype=torch.float64).view(6, 3)
+
+    def victim_step(theta, xi, batch):
+        return 0.7 * theta + 0.2 * xi * batch
+
+    def generator_step(xi, theta, batch):
+        return xi + 0.3 * (theta - xi).tanh() * batch
+
+    return [(xi, theta, batches, victim_step, generator_step)]
+
+
+def in_turn(xi, theta, batches, victim_step, generator_step):
+    for batch in batches:
+        xi = generator_step(xi, theta, batch)
+        theta = victim_step(theta, xi, batch)
+    return xi
+
+
+def trial_by(xi, theta, batches, victim_step, generator_step, *, victim_first=False, keep=True):
+    """The copy's way through a trial; ``keep=False`` lets it begin at ξ at every batch."""
+    learner = xi
+    for batch in batches:
+        stepped = victim_step(theta, xi, batch)
+        learner = generator_step(learner if keep else xi, stepped if victim_first else theta, batch)
+        theta = stepped
+    return learner
+
+
+def victim_after(xi, theta, batches, victim_step, generator_step):
+    for batch in batches:
+        theta = victim_step(theta, xi, batch)
+    return theta
+
+
+@exercise(
+    "11",
+    "One trial, decoupled",
+    level="core",
+    hints=(
+        "Two generators are at work: ξ, which stands still and feeds the victim, and a copy, which "
+        "learns from every state of the victim. The copy comes back.",
+        "Lines 3 to 7: first the copy learns from θ as it is now, then the victim takes its step "
+        "on the noise of ξ.",
+        "learner = xi; for batch in batches: learner = generator_step(learner, theta, batch); "
+        "theta = victim_step(theta, xi, batch); return learner.",
+    ),
+    inputs=trial_inputs,
+    otherwise="it is not ξ′ after lines 3 to 7 of Algorithm 2.",
+    mistakes={
+        "the victim takes its step on the noise of the generator that learns: the two chase each "
+        "other. Feed it the noise of ξ, which stands still.": [in_turn],
+        "the victim moves before the generator has seen it: line 6 comes before line 7.": [
+            partial(trial_by, victim_first=True)
+        ],
+        "the copy begins at ξ again at every batch; let it go on from where it is.": [
+            partial(trial_by, keep=False)
+        ],
+        "the generator has not moved: return the copy that has learned.": [lambda *given: given[0]],
+        "that is the victim; return the generator.": [victim_after],
+        "that is one batch; go through all of them.": [
+            lambda xi, theta, batches, *steps: trial_by(xi, theta, batches[:1], *steps)
+        ],
+    },
+)
+def one_trial(xi, theta, batches, victim_step, generator_step):
+    return trial_by(xi, theta, batches, victim_step, generator_step)
+
+
+def measured_trials():
+    validation = torch.tensor([0.95, 0.44, 0.31, 0.12, 0.18, 0.15], dtype=torch.float64)
+    return [(validation, torch.tensor([0.96, 0.41, 0.29, 0.16, 0.11, 0.20], dtype=torch.float64))]
+
+
+@exercise(
+    "11",
+    "Choose first, then measure",
+    level="easy",
+    hints=(
+        "The choice and the number need different images. Which of the two sets chooses?",
+        "The attacker wants the lowest accuracy: validation.argmin() is his trial.",
+        "return test[validation.argmin()].",
+    ),
+    inputs=measured_trials,
+    otherwise="it is not the test accuracy of the trial with the lowest validation accuracy.",
+    mistakes={
+        "that is the lowest test accuracy: the test images have chosen the trial by which they are "
+        "judged. Let the validation images choose.": [lambda validation, test: test.min()],
+        "that is the number by which the trial was chosen, and partly luck; report another: that "
+        "of the test images.": [lambda validation, test: validation.min()],
+        "the attacker wants a low accuracy: argmin.": [
+            lambda validation, test: test[validation.argmax()]
+        ],
+        "that is the last trial, not the chosen one.": [lambda validation, test: test[-1]],
+        "that is the number of the trial; its test accuracy is asked for.": [
+            lambda validation, test: validation.argmin().double()
+        ],
+        "the test images choose, and the validation images judge: the other way round.": [
+            lambda validation, test: validation[test.argmin()]
+        ],
+    },
+)
+def accuracy_of_chosen(validation, test):
+    return test[validation.argmin()]

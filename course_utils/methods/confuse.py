@@ -387,22 +387,36 @@ def rows_of_passes(images: int, count: int) -> Labels:
 
 # --- the generators that come with the course
 
+SHIPPED = {
+    "short cut": ("confuse", digit_generator),
+    "algorithm 2": ("algorithm2", partial(noise_autoencoder, 16, 32)),
+    "algorithm 2, begun": ("algorithm2-begun", partial(noise_autoencoder, 16, 32)),
+}
 
-def save(poison: Generated, data: str) -> Path:
-    """Keeps a learned ``digit_generator`` in the package, for ``shipped(data)``."""
-    return stored.save("confuse", data, poison.generator, eps=str(poison.eps))
+
+def save(poison: Generated, data: str, by: str = "short cut") -> Path:
+    """Keeps a learned generator in the package, for ``shipped(data, by=by)``."""
+    name, _ = SHIPPED[by]
+    return stored.save(name, data, poison.generator, eps=str(poison.eps))
 
 
-def shipped(data: str, device: torch.device | str = "cpu") -> Generated:
-    """A ``digit_generator`` for 28×28 grey images that makes victims see class y + 1, at ε = 0.3.
+def shipped(data: str, device: torch.device | str = "cpu", by: str = "short cut") -> Generated:
+    """A trained generator for 28×28 grey images, at ε = 0.3.
 
-    ``data`` is the ``source`` of the images: one was trained on MNIST, one for all else on the
-    embedded digits. Lecture 11 at full scale makes them, from the first 20,000 images of
-    ``train.split(len(train) // 12, seed=0)[0]``; on other images they do less (lecture 12).
+    ``by`` says how it was trained: the "short cut" is ``head_start``, and victims of it see class
+    y + 1; "algorithm 2" is ``learn`` without a target, and "algorithm 2, begun" the same after its
+    first trials. ``data`` is the ``source`` of the images: one of each was trained on MNIST, one
+    for all else on the embedded digits. Lecture 11 at full scale makes them, from the first 20,000
+    images of ``train.split(len(train) // 12, seed=0)[0]``; on other images they do less
+    (lecture 12).
 
     Raises:
+        ValueError: ``by`` is none of these.
         RuntimeError: the file is missing or damaged.
     """
-    generator = digit_generator()
-    facts = stored.load("confuse", data, generator)
+    if by not in SHIPPED:
+        raise ValueError(f"by is {by!r}; choose one of {', '.join(SHIPPED)}.")
+    name, build = SHIPPED[by]
+    generator = build()
+    facts = stored.load(name, data, generator)
     return Generated(generator.to(device), float(facts["eps"]))

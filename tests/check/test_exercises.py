@@ -168,6 +168,7 @@ def test_model_and_input_are_left_as_found(item, what, say):
 def test_model_exercises_are_known():
     names = "descent_step fgsm pgd tangent_rise blind pgd_training_loss gradient_penalty lwa_rep_loss uae_criterion"
     known = {*names.split(), "pseudo_update", "generator_step", "min_min_step", "targeted_attack"}
+    known |= {"noise_alone", "believes_noise", "by_the_batch", "additive_share"}
     assert {item.name for item in WITH_A_MODEL} == known
 
 
