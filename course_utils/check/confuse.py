@@ -247,35 +247,35 @@ def generator_step(model, x, x_poisoned, y, lr):
 def trial_inputs():
     xi, theta, *batches = torch.linspace(-1, 2, 18, dtype=torch.float64).view(6, 3)
 
-    def victim_step(theta, xi, batch):
+    def move_victim(theta, xi, batch):
         return 0.7 * theta + 0.2 * xi * batch
 
-    def generator_step(xi, theta, batch):
+    def move_generator(xi, theta, batch):
         return xi + 0.3 * (theta - xi).tanh() * batch
 
-    return [(xi, theta, batches, victim_step, generator_step)]
+    return [(xi, theta, batches, move_victim, move_generator)]
 
 
-def in_turn(xi, theta, batches, victim_step, generator_step):
+def in_turn(xi, theta, batches, move_victim, move_generator):
     for batch in batches:
-        xi = generator_step(xi, theta, batch)
-        theta = victim_step(theta, xi, batch)
+        xi = move_generator(xi, theta, batch)
+        theta = move_victim(theta, xi, batch)
     return xi
 
 
-def trial_by(xi, theta, batches, victim_step, generator_step, *, victim_first=False, keep=True):
+def trial_by(xi, theta, batches, move_victim, move_generator, *, victim_first=False, keep=True):
     """The copy's way through a trial; ``keep=False`` lets it begin at ξ at every batch."""
     learner = xi
     for batch in batches:
-        stepped = victim_step(theta, xi, batch)
-        learner = generator_step(learner if keep else xi, stepped if victim_first else theta, batch)
+        stepped = move_victim(theta, xi, batch)
+        learner = move_generator(learner if keep else xi, stepped if victim_first else theta, batch)
         theta = stepped
     return learner
 
 
-def victim_after(xi, theta, batches, victim_step, generator_step):
+def victim_after(xi, theta, batches, move_victim, move_generator):
     for batch in batches:
-        theta = victim_step(theta, xi, batch)
+        theta = move_victim(theta, xi, batch)
     return theta
 
 
@@ -288,8 +288,8 @@ def victim_after(xi, theta, batches, victim_step, generator_step):
         "learns from every state of the victim. The copy comes back.",
         "Lines 3 to 7: first the copy learns from θ as it is now, then the victim takes its step "
         "on the noise of ξ.",
-        "learner = xi; for batch in batches: learner = generator_step(learner, theta, batch); "
-        "theta = victim_step(theta, xi, batch); return learner.",
+        "learner = xi; for batch in batches: learner = move_generator(learner, theta, batch); "
+        "theta = move_victim(theta, xi, batch); return learner.",
     ),
     inputs=trial_inputs,
     otherwise="it is not ξ′ after lines 3 to 7 of Algorithm 2.",
@@ -309,8 +309,8 @@ def victim_after(xi, theta, batches, victim_step, generator_step):
         ],
     },
 )
-def one_trial(xi, theta, batches, victim_step, generator_step):
-    return trial_by(xi, theta, batches, victim_step, generator_step)
+def one_trial(xi, theta, batches, move_victim, move_generator):
+    return trial_by(xi, theta, batches, move_victim, move_generator)
 
 
 def measured_trials():
