@@ -12,20 +12,6 @@ from course_utils.lesson.result_tables import verbatim
 
 FRAME = ["Play", "Measure", "Doubt", "Your turn", "Claims", "Recap and references"]
 PROMISES = ["Promise", "You will be able to", "You need", "Time", "Source", "Threat model"]
-REWORKED = (
-    "01",
-    "02",
-    "03",
-    "04",
-    "05",
-    "06",
-    "07",
-    "08",
-    "09",
-    "10",
-    "13",
-    "14",
-)  # whose slides are short; the others follow
 SLIDE_TYPES = ("slide", "subslide", "fragment", "notes", "skip")
 IMPORTS = {"course_utils", "torch", "matplotlib", "IPython", "ipywidgets", *sys.stdlib_module_names}
 PLAY = {
@@ -35,7 +21,7 @@ PLAY = {
     "photo_widgets.patch_board",
 }
 WIDGETS = {*PLAY, "check.predict"}  # what makes a widget
-FEWEST = {"00": 1} | dict.fromkeys(REWORKED, 5)  # exercises
+FEWEST = 5  # exercises
 MOST_LINES = 40
 MOST_WORDS = 75  # on a slide: 60, and some for names and formulas
 MOST_BYTES = 1_500_000
@@ -177,7 +163,7 @@ def slides(nb) -> list[list]:
 @rule
 def short_slides(path, nb):
     """At most one figure and few words; the title and the recap may have more."""
-    if number(path) not in REWORKED:
+    if number(path) == "00":
         return
     shown = slides(nb)[1:]
     recap = [i for i, cells in enumerate(shown) if "## Recap" in cells[0].source]
@@ -356,7 +342,7 @@ def exercises(path, nb):
     from course_utils.check import EXERCISES
 
     starts = [index for index, cell in enumerate(nb.cells) if "exercise" in tags(cell)]
-    least, checked = FEWEST.get(number(path), 2), []
+    least, checked = 1 if number(path) == "00" else FEWEST, []
     if len(starts) < least:
         yield f"there are {len(starts)} exercises; at least {least}"
     for start, stop in zip(starts, [*starts[1:], None], strict=False):

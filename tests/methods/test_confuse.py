@@ -601,9 +601,23 @@ def test_a_kept_generator_comes_back(tmp_path, monkeypatch):
     assert torch.equal(confuse.shipped("embedded digits")(clean).x, poison(clean).x)
 
 
+def test_each_kind_of_training_has_its_own_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(stored, "FOLDER", tmp_path)
+    clean = images(6, size=28)
+    kept = {}
+    for seed, (by, (_, build)) in enumerate(confuse.SHIPPED.items()):
+        kept[by] = Generated(seeded(build, seed=seed).eval(), 0.1 * (seed + 1))
+        confuse.save(kept[by], "MNIST", by)
+    for by, poison in kept.items():
+        assert torch.equal(confuse.shipped("MNIST", by=by)(clean).x, poison(clean).x)
+    with pytest.raises(ValueError, match="by is 'magic'; choose one of short cut, algorithm 2"):
+        confuse.shipped("MNIST", by="magic")
+
+
+@pytest.mark.parametrize("by", confuse.SHIPPED)
 @pytest.mark.parametrize("source", ["MNIST", "embedded digits"])
-def test_the_shipped_generators_write_strong_noise_within_their_bound(source):
-    poison, clean = confuse.shipped(source), images(10, size=28, classes=10)
+def test_the_shipped_generators_write_strong_noise_within_their_bound(source, by):
+    poison, clean = confuse.shipped(source, by=by), images(10, size=28, classes=10)
     change = poison(clean).x - clean.x
     assert poison.eps == 0.3 and change.abs().max() <= 0.3 + 1e-6
     assert poison.noise(clean.x).abs().mean() > 0.15
